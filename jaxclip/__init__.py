@@ -1,0 +1,28 @@
+"""jaxclip: what separates robust CLIPs from less robust models, in pure JAX.
+
+Public names are imported when first used, so that ``import jaxclip`` and ``jaxclip --help`` stay quick.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_model": "jaxclip.model",
+    "convert": "checkpoints_conversion.convert",
+    "zero_shot_head": "jaxclip.zero_shot",
+    "evaluate": "jaxclip.evaluation",
+    "InputError": "jaxclip.errors",
+}
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'jaxclip' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,311 @@
+"""What a checkpoint needs said about it to be run: towers and preprocessing, as frozen dataclasses that are also JSON."""
+
+import dataclasses
+import typing
+from typing import Any, Literal
+
+from jaxclip.errors import InputError
+
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViT:
+    """A vision transformer (Dosovitskiy et al. 2021), with the variations of CLIP's (Radford et al. 2021).
+
+    ``output_dim`` is the width of CLIP's final projection; None means no projection (supervised ViTs), and then the
+    representation has ``width`` features. ``pool`` takes the class token, the mean of the patch tokens, or CoCa's
+    attentional pooling with ``pool_queries`` learned queries (of which the first is the output).
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    output_dim: int | None = None
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    patch_bias: bool = False
+    pre_norm: bool = True
+    """A layer norm before the first block (CLIP has one, supervised ViTs do not)."""
+    pool: Literal["class", "average", "attention"] = "class"
+    norm_after_pool: bool = False
+    """The final layer norm sees the pooled token rather than every token (open_clip's ``final_ln_after_pool``)."""
+    pool_heads: int = 8
+    pool_queries: int = 256
+    layer_scale: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPResNet:
+    """CLIP's ModifiedResNet: three-convolution stem, anti-aliasing average pools, attention pool."""
+
+    image_size: int
+    layers: tuple[int, int, int, int]
+    width: int
+    heads: int
+    output_dim: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """A bottleneck ResNet, version 1.5 (the stride is in the 3x3 convolution), as torchvision's and timm's.
+
+    ``stride_in_1x1`` is version 1 (He et al. 2016; Hugging Face's ``downsample_in_bottleneck``).
+    """
+
+    image_size: int
+    layers: tuple[int, int, int, int]
+    width: int = 64
+    stride_in_1x1: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """CLIP's text transformer. ``pool`` says which token is the output.
+
+    ``argmax``: the one with the largest id, which is end-of-text in CLIP's vocabulary; ``eos``: the first that equals
+    ``eos_id``; ``first`` and ``last`` as they say.
+    """
+
+    context_length: int
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    output_dim: int
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    causal: bool = True
+    pool: Literal["argmax", "eos", "first", "last"] = "argmax"
+    eos_id: int = 49407
+    projection_bias: bool = False
+    layer_scale: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """From a decoded picture to the uint8 crop [size, size, 3], and the normalisation that the device then does.
+
+    ``resize`` ``shortest``: the shorter side becomes ``resize_to`` pixels, then the centre ``size`` square is cropped;
+    ``squash``: both sides become ``size``, whatever the aspect. ``convert_rgb`` says whether the reference converts to
+    RGB before it resizes (timm, torchvision, Hugging Face) or after (OpenAI, open_clip): outputs differ for palette,
+    RGBA, CMYK and 16-bit pictures.
+    """
+
+    size: int
+    resize: Literal["shortest", "squash"] = "shortest"
+    resize_to: int | None = None
+    """None means ``size``."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    convert_rgb: Literal["before", "after"] = "after"
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+
+
+Vision = ViT | CLIPResNet | ResNet
+_VISION_TYPES = {"vit": ViT, "clip_resnet": CLIPResNet, "resnet": ResNet}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A whole model: a CLIP when ``text`` is set, a classifier when ``num_classes`` is.
+
+    Args:
+        name: The registry's name, or one the user gave.
+        vision: The image tower.
+        preprocess: What its pictures go through.
+        text: The text tower of a CLIP.
+        num_classes: The rows of the linear head of a classifier.
+        logit_bias: Whether the CLIP has a learned logit bias (sigmoid loss).
+        source: Provenance, for the record: file or hub id, its SHA-256, the format, the tool's version.
+    """
+
+    name: str
+    vision: Vision
+    preprocess: Preprocess
+    text: Text | None = None
+    num_classes: int | None = None
+    logit_bias: bool = False
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types; :meth:`from_json` is its inverse."""
+        out = dataclasses.asdict(self)
+        kind = next(kind for kind, cls in _VISION_TYPES.items() if type(self.vision) is cls)
+        out["vision"] = {"type": kind, **out["vision"]}
+        return out
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], where: str = "config") -> "ModelConfig":
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: A key is missing, unknown or of the wrong type; ``where`` names the file in the message.
+        """
+        data = dict(data)
+        vision = dict(data.get("vision") or {})
+        kind = vision.pop("type", None)
+        if kind not in _VISION_TYPES:
+            raise InputError(f"{where}: vision.type is {kind!r}, not one of {', '.join(_VISION_TYPES)}")
+        data["vision"] = _read(_VISION_TYPES[kind], vision, f"{where}: vision")
+        data["preprocess"] = _read(Preprocess, data.get("preprocess") or {}, f"{where}: preprocess")
+        if data.get("text") is not None:
+            data["text"] = _read(Text, data["text"], f"{where}: text")
+        return _read(cls, data, where)
+
+
+def _read(cls: type, data: dict[str, Any], where: str) -> Any:
+    """Builds the dataclass ``cls`` from JSON: lists become tuples, literals, names and simple types are checked."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(data) - set(fields)):
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(fields)}")
+    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - set(data)):
+        raise InputError(f"{where}: key {missing[0]!r} is missing")
+    values = {}
+    for key, value in data.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if not _fits(value, hints[key]):
+            raise InputError(f"{where}: {key} is {value!r}, which is not {_spell(hints[key])}")
+        values[key] = value
+    return cls(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
+    if origin is dict:
+        return isinstance(value, dict)
+    if args:  # a union
+        return any(_fits(value, a) for a in args)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _spell(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+
+
+# --- open_clip's own config format -----------------------------------------------------------------------------------
+
+_OPEN_CLIP_VISION = {
+    "image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "ls_init_value", "attentional_pool",
+    "attn_pooler_queries", "attn_pooler_heads", "no_ln_pre", "final_ln_after_pool", "pool_type", "norm_kwargs",
+}  # fmt: skip
+_OPEN_CLIP_TEXT = {
+    "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value", "no_causal_mask",
+    "pool_type", "eos_id", "proj_bias", "norm_kwargs",
+}  # fmt: skip
+# Keys that change nothing about inference, or only name what the towers' defaults already are.
+_OPEN_CLIP_IGNORED = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id"}
+
+
+def from_open_clip(config: dict[str, Any], name: str, where: str = "open_clip config") -> ModelConfig:
+    """Reads open_clip's config: a model config (``embed_dim``, ``vision_cfg``, ``text_cfg``), or a hub repository's
+    ``open_clip_config.json``, which wraps one in ``model_cfg`` and adds ``preprocess_cfg``.
+
+    Source: ``CLIPVisionCfg``, ``CLIPTextCfg`` and ``PreprocessCfg`` of open_clip 3.3.
+
+    Raises:
+        InputError: The config asks for a tower that jaxclip has not (timm or Hugging Face towers, CoCa's decoder,
+            custom attention); the message names the key.
+    """  # noqa: D205
+    model = config.get("model_cfg", config)
+    if "vision_cfg" not in model or "text_cfg" not in model or "embed_dim" not in model:
+        raise InputError(f"{where}: not an open_clip config (it has no embed_dim, vision_cfg and text_cfg)")
+    for key in ("multimodal_cfg", "nonscalar_logit_scale"):
+        if model.get(key):
+            raise InputError(f"{where}: {key} is not supported: only CLIP's two towers are")
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    for part, cfg, known in (("vision_cfg", vision, _OPEN_CLIP_VISION), ("text_cfg", text, _OPEN_CLIP_TEXT)):
+        for key, value in cfg.items():
+            if key in known | _OPEN_CLIP_IGNORED or not value or (key, value) == ("proj_type", "linear"):
+                continue
+            if (key, value) == ("pos_embed_type", "learnable"):
+                continue
+            raise InputError(f"{where}: {part}.{key} = {value!r} is not supported")
+    activation: Activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    image_size = vision.get("image_size", 224)
+    if isinstance(image_size, list):
+        if len(set(image_size)) != 1:
+            raise InputError(f"{where}: vision_cfg.image_size = {image_size} is not square, which is not supported")
+        image_size = image_size[0]
+    width, layers, embed_dim = vision.get("width", 768), vision.get("layers", 12), model["embed_dim"]
+    head_width = vision.get("head_width", 64)
+    tower: Vision
+    if isinstance(layers, list | tuple):
+        depths = typing.cast(tuple[int, int, int, int], tuple(layers))
+        tower = CLIPResNet(image_size, depths, width, width * 32 // head_width, embed_dim)
+    else:
+        attention = vision.get("attentional_pool", False)
+        if isinstance(attention, str):
+            raise InputError(f"{where}: vision_cfg.attentional_pool = {attention!r} is not supported")
+        pool_type = vision.get("pool_type", "tok")
+        if attention and pool_type != "tok":
+            raise InputError(f"{where}: attentional pooling with pool_type {pool_type!r} is not supported")
+        if pool_type not in ("tok", "avg"):
+            raise InputError(f"{where}: vision_cfg.pool_type = {pool_type!r} is not supported")
+        tower = ViT(
+            image_size=image_size,
+            patch_size=vision.get("patch_size", 16),
+            width=width,
+            layers=layers,
+            heads=width // head_width,
+            mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
+            output_dim=embed_dim,
+            activation=activation,
+            norm_eps=(vision.get("norm_kwargs") or {}).get("eps", 1e-5),
+            pre_norm=not vision.get("no_ln_pre", False),
+            pool="attention" if attention else {"tok": "class", "avg": "average"}[pool_type],  # type: ignore[arg-type]
+            norm_after_pool=vision.get("final_ln_after_pool", False) and not attention,
+            pool_heads=vision.get("attn_pooler_heads", 8),
+            pool_queries=vision.get("attn_pooler_queries", 256),
+            layer_scale=vision.get("ls_init_value") is not None,
+        )
+    text_width = text.get("width", 512)
+    text_tower = Text(
+        context_length=text.get("context_length", 77),
+        vocab_size=text.get("vocab_size", 49408),
+        width=text_width,
+        layers=text.get("layers", 12),
+        heads=text.get("heads", 8),
+        mlp_width=int(text_width * text.get("mlp_ratio", 4.0)),
+        output_dim=embed_dim,
+        activation=activation,
+        norm_eps=(text.get("norm_kwargs") or {}).get("eps", 1e-5),
+        causal=not text.get("no_causal_mask", False),
+        pool=text.get("pool_type", "argmax"),
+        eos_id=text.get("eos_id", 2) if text.get("pool_type") == "eos" else 49407,
+        projection_bias=text.get("proj_bias", False),
+        layer_scale=text.get("ls_init_value") is not None,
+    )
+    if text_tower.pool not in ("argmax", "eos", "first", "last"):
+        raise InputError(f"{where}: text_cfg.pool_type = {text_tower.pool!r} is not supported")
+    pixels = config.get("preprocess_cfg", {})
+    if pixels.get("resize_mode", "shortest") not in ("shortest", "squash"):
+        raise InputError(f"{where}: preprocess_cfg.resize_mode = {pixels['resize_mode']!r} is not supported")
+    preprocess = Preprocess(
+        size=image_size,
+        resize=pixels.get("resize_mode", "shortest"),
+        interpolation=pixels.get("interpolation", "bicubic"),
+        mean=tuple(pixels.get("mean", OPENAI_MEAN)),
+        std=tuple(pixels.get("std", OPENAI_STD)),
+    )
+    return ModelConfig(name, tower, preprocess, text_tower, logit_bias=model.get("init_logit_bias") is not None)

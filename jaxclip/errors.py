@@ -1,0 +1,8 @@
+"""The one exception for mistakes that a user can mend."""
+
+
+class InputError(ValueError):
+    """Bad input: the message names the file, key or option and says what to do.
+
+    The command line prints the message alone and exits with code 2; in Python it is a ``ValueError``.
+    """

@@ -1,0 +1,74 @@
+"""Files that are whole or absent: everything is written under a temporary name, then renamed."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from jaxclip.errors import InputError
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside ``path`` that becomes ``path`` when the block ends well, and is removed when not.
+
+    Raises:
+        InputError: ``path`` exists (and is not an empty folder) and ``overwrite`` is false.
+    """
+    final = Path(path)
+    if not overwrite and final.exists() and not (final.is_dir() and not any(final.iterdir())):
+        raise InputError(f"{final} exists already: remove it, or name another output folder")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if final.exists():
+            old = final.with_name(f".{final.name}.{os.getpid()}.old")
+            final.rename(old)
+            temporary.rename(final)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike, mode: str = "w", **kwargs: Any) -> Iterator[IO]:
+    """Opens a temporary file beside ``path``; it replaces ``path`` when the block ends well, and is removed when not.
+
+    Args:
+        path: The final name; its folder is made when missing.
+        mode: As in :func:`open`; extra keyword arguments go to :func:`open` too.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
+    try:
+        with os.fdopen(handle, mode, **kwargs) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(final)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
