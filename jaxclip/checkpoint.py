@@ -1,0 +1,123 @@
+"""Checkpoints on disk: a folder with ``config.json`` and, in ``params/``, every array by name in Orbax's format."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from jaxclip.config import ModelConfig
+from jaxclip.errors import InputError
+from jaxclip.files import new_directory
+from jaxclip.models import clip
+
+PARAMS = "params"
+CONFIG = "config.json"
+
+
+def named(state: Any) -> dict[str, Any]:
+    """The leaves of an nnx module or state as ``{"vision.norm_post.scale": array}``."""
+    state = nnx.state(state) if isinstance(state, nnx.Module) else state
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Writes a checkpoint folder, whole or not at all.
+
+    Args:
+        path: The folder to make.
+        config: Goes to ``config.json``.
+        arrays: ``{name: array}`` for every leaf of the model, as :func:`named` gives.
+        overwrite: Replace an existing folder.
+
+    Raises:
+        InputError: ``path`` exists and is not to be replaced.
+    """
+    with new_directory(path, overwrite) as folder:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((folder / PARAMS).absolute(), dict(arrays))
+        (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
+
+
+def read_config(path: str | os.PathLike) -> ModelConfig:
+    """The configuration of a checkpoint folder.
+
+    Raises:
+        InputError: There is no such folder, or it holds no readable ``config.json``.
+    """
+    file = Path(path) / CONFIG
+    if not file.is_file():
+        raise InputError(f"{path} is not a jaxclip checkpoint (no {CONFIG} in it): make one with `jaxclip convert`")
+    try:
+        data = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}): convert the checkpoint again") from None
+    if not isinstance(data, dict) or "vision" not in data:
+        raise InputError(f"{file} is not jaxclip's: make a checkpoint folder with `jaxclip convert`")
+    return ModelConfig.from_json(data, where=str(file))
+
+
+def restore(
+    path: str | os.PathLike,
+    *,
+    dtype: jnp.dtype = jnp.dtype("float32"),
+    remat: bool = False,
+    sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
+) -> tuple[ModelConfig, clip.CLIP | clip.Classifier]:
+    """Reads a checkpoint folder.
+
+    Args:
+        path: The folder.
+        dtype: Of the computation; with bfloat16 the parameters still are float32.
+        remat: See :func:`jaxclip.models.clip.build`.
+        sharding: Where parameters go: one sharding for all, or one for each name. None is the first device.
+
+    Raises:
+        InputError: The folder is no checkpoint, or its arrays do not fit its ``config.json``.
+    """
+    config = read_config(path)
+    model = clip.abstract(config, dtype=dtype, remat=remat)
+    graph, state = nnx.split(model)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {
+        name: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding[name] if isinstance(sharding, Mapping) else sharding
+        )
+        for name, leaf in named(state).items()
+    }
+    folder = (Path(path) / PARAMS).absolute()
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing: convert the checkpoint again")
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = _metadata(checkpointer, folder)
+        for name, leaf in wanted.items():
+            if name not in found:
+                raise InputError(f"{folder}: array {name!r} is missing, which {CONFIG} asks for")
+            if tuple(found[name].shape) != leaf.shape:
+                raise InputError(f"{folder}: array {name!r} has shape {found[name].shape}, {CONFIG} asks {leaf.shape}")
+        if extra := sorted(set(found) - set(wanted)):
+            raise InputError(f"{folder}: array {extra[0]!r} is not one that {CONFIG} asks for")
+        try:
+            arrays = checkpointer.restore(folder, wanted)
+        except Exception as error:  # Orbax raises whatever its storage layer does
+            raise InputError(f"{folder} cannot be read ({error}): convert the checkpoint again") from error
+    return config, nnx.merge(graph, fill(state, arrays))
+
+
+def fill(state: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
+    """``state`` with every leaf replaced by the array of its name."""
+    flat = [(path, leaf.replace(arrays[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.from_flat_state(flat)
+
+
+def _metadata(checkpointer: ocp.StandardCheckpointer, folder: Path) -> dict[str, Any]:
+    try:
+        return dict(checkpointer.metadata(folder).item_metadata.tree)
+    except Exception as error:  # Orbax raises whatever its storage layer does
+        raise InputError(f"{folder} is not an Orbax checkpoint ({error}): convert the checkpoint again") from error

@@ -1,0 +1,165 @@
+"""A checkpoint, ready to use: encode images and text, preprocess pictures, tokenize sentences."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
+
+from jaxclip import checkpoint
+from jaxclip.config import ModelConfig
+from jaxclip.errors import InputError
+from jaxclip.models import clip
+from jaxclip.preprocess import normalize, preprocess
+
+
+class Model:
+    """A CLIP or a classifier with its parameters, jitted.
+
+    Attributes:
+        config: The checkpoint's :class:`~jaxclip.config.ModelConfig`.
+        params: The parameters, an nnx state: pass it to :meth:`representation` in code that is jitted or sharded itself.
+        preprocess: Picture → uint8 crop [H, W, 3], as this checkpoint's training did it.
+        tokenize: Strings → token ids [n, context length] (CLIPs only).
+    """
+
+    def __init__(self, config: ModelConfig, module: clip.CLIP | clip.Classifier):
+        self.config = config
+        self._graph, self.params = nnx.split(module)
+        self._dtype = module.vision.dtype
+        self._encode_image = jax.jit(self.representation, static_argnums=2)
+        self._encode_text = jax.jit(self._text)
+
+    def encode_image(
+        self, images: UInt8[Array, "n H W 3"] | Float[Array, "n H W 3"], layers: Sequence[int] = ()
+    ) -> Float[Array, "n d"] | tuple[Float[Array, "n d"], list[Array]]:
+        """The representations h(x), float32: for a CLIP the projected embedding (not normalised), for a classifier the
+        penultimate activations.
+
+        Args:
+            images: Preprocessed pictures: uint8 pixels, which are normalised on the device; or floats, which are taken
+                as normalised already (as the reference's own transform gives them, but channels last).
+            layers: Intermediate activations wanted beside: transformer blocks (all tokens [n, t, w]) or ResNet stages
+                (feature maps [n, h, w, c]), counted from 1.
+
+        Returns:
+            h [n, d]; with ``layers``, the pair of h and the list of activations.
+
+        Raises:
+            InputError: ``images`` has another shape or type, or a layer does not exist.
+        """  # noqa: D205
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise InputError(f"images have shape {images.shape}, not [n, height, width, 3]")
+        if not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
+            raise InputError(f"images are {images.dtype}: pass uint8 pixels, or floats that are normalised already")
+        self._check_size(images.shape[1], images.shape[2])
+        depth = self.config.vision.layers
+        depth = depth if isinstance(depth, int) else len(depth)
+        for layer in layers:
+            if not 1 <= layer <= depth:
+                raise InputError(f"layer {layer} does not exist: {self.config.name} has layers 1 to {depth}")
+        h, kept = self._encode_image(self.params, images, tuple(layers))
+        return (h, kept) if layers else h
+
+    def encode_text(self, tokens: Int[Array, "n t"]) -> Float[Array, "n d"]:
+        """The projected text embeddings, float32, not normalised.
+
+        Args:
+            tokens: Token ids as :attr:`tokenize` gives them.
+
+        Raises:
+            InputError: The model has no text tower, or ``tokens`` is no matrix of integers of its context length.
+        """
+        text = self._text_config()
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.shape[1] > text.context_length:
+            raise InputError(
+                f"tokens are {tokens.dtype} {tokens.shape}, not integers [n, {text.context_length}]: use model.tokenize"
+            )
+        return self._encode_text(self.params, tokens)
+
+    @property
+    def head(self) -> tuple[Float[Array, "c d"], Float[Array, " c"]] | None:
+        """The linear head (W, b) of a classifier, None for a CLIP (see :func:`jaxclip.zero_shot_head`)."""
+        if self.config.num_classes is None:
+            return None
+        head = nnx.merge(self._graph, self.params).head
+        return head.kernel[...].T, head.bias[...]
+
+    @property
+    def logit_scale(self) -> Float[Array, ""] | None:
+        """The factor that a CLIP multiplies cosines by, None for a classifier."""
+        if self.config.text is None:
+            return None
+        return jnp.exp(nnx.merge(self._graph, self.params).logit_scale[...].reshape(()))
+
+    def preprocess(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+        """The uint8 crop that :meth:`encode_image` takes."""
+        return preprocess(image, self.config.preprocess)
+
+    @functools.cached_property
+    def tokenize(self) -> Callable[[str | Sequence[str]], Int[np.ndarray, "n t"]]:
+        """Sentences → padded token ids.
+
+        Raises:
+            InputError: The model has no text tower.
+        """
+        from jaxclip.tokenizer import load_tokenizer
+
+        return load_tokenizer(self._text_config().context_length)
+
+    def representation(
+        self, params: nnx.State, images: Array, layers: tuple[int, ...] = ()
+    ) -> tuple[Float[Array, "n d"], list[Array]]:
+        """The pure function behind :meth:`encode_image`: trace it, shard it, differentiate it."""
+        with self._precision():
+            if images.dtype == jnp.uint8:
+                images = normalize(images, self.config.preprocess.mean, self.config.preprocess.std)
+            h, kept = nnx.merge(self._graph, params).encode_image(images.astype(self._dtype), layers)
+        return h.astype(jnp.float32), [a.astype(jnp.float32) for a in kept]
+
+    def _text(self, params: nnx.State, tokens: Array) -> Array:
+        with self._precision():
+            return nnx.merge(self._graph, params).encode_text(tokens).astype(jnp.float32)
+
+    def _precision(self):
+        # Left alone, a TPU multiplies float32 matrices in bfloat16 and an Ampere GPU in TF32.
+        return jax.default_matmul_precision("highest" if self._dtype == jnp.float32 else None)
+
+    def _text_config(self):
+        if self.config.text is None:
+            raise InputError(f"{self.config.name} is a classifier: it has no text tower")
+        return self.config.text
+
+    def _check_size(self, height: int, width: int) -> None:
+        multiple = getattr(self.config.vision, "patch_size", 32)
+        if height % multiple or width % multiple:
+            raise InputError(
+                f"images are {height}x{width} pixels, not multiples of {multiple}: "
+                f"model.preprocess gives {self.config.preprocess.size}x{self.config.preprocess.size}"
+            )
+
+
+def load_model(
+    path: str | os.PathLike,
+    *,
+    dtype: str | jnp.dtype = "float32",
+    sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
+) -> Model:
+    """Loads a checkpoint folder that ``jaxclip convert`` or training wrote; needs neither torch nor the source.
+
+    Args:
+        path: The folder.
+        dtype: ``float32`` (true float32 on every device) or ``bfloat16`` (with float32 norms, softmax, accumulation).
+        sharding: Where the parameters go; the first device by default.
+
+    Raises:
+        InputError: ``path`` is no such folder, or ``dtype`` is another.
+    """
+    if str(jnp.dtype(dtype)) not in ("float32", "bfloat16"):
+        raise InputError(f"dtype is {dtype!r}: choose float32 or bfloat16")
+    return Model(*checkpoint.restore(path, dtype=jnp.dtype(dtype), sharding=sharding))

@@ -1,0 +1,69 @@
+"""The pieces that several towers share: activations, normalisation layers, position-embedding interpolation."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
+def layer_norm(width: int, eps: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A layer norm with float32 moments, whatever ``dtype`` it reads and returns."""
+    return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, as PyTorch's: float32 moments, unbiased running variance.
+
+    ``use_running_average`` is toggled by nnx's ``model.train()`` and ``model.eval()``; a new model is in evaluation
+    mode. When the batch is sharded over devices under ``jit``, the moments are those of the global batch.
+    """
+
+    def __init__(self, features: int, *, dtype: jnp.dtype, eps: float = 1e-5, momentum: float = 0.1):
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.dtype, self.eps, self.momentum = dtype, eps, momentum
+        self.use_running_average = True
+
+    def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+        """Normalises ``x``; in training mode by its own moments, which are also folded into the running ones."""
+        mean, var = self.mean[...], self.var[...]
+        if not self.use_running_average:
+            axes = tuple(range(x.ndim - 1))
+            count = math.prod(x.shape[:-1])
+            running_mean, running_var = mean, var
+            mean = jnp.mean(x, axes, dtype=jnp.float32)
+            var = jnp.mean(jnp.square(x.astype(jnp.float32) - mean), axes)
+            self.mean[...] = (1 - self.momentum) * running_mean + self.momentum * mean
+            self.var[...] = (1 - self.momentum) * running_var + self.momentum * var * (count / max(count - 1, 1))
+        gain = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        return (x * gain + (self.bias[...] - mean * gain)).astype(self.dtype)
+
+
+def interpolate_positions(positions: Float[Array, "1+t w"], grid: tuple[int, int]) -> Float[Array, "1+u w"]:
+    """Position embeddings for another grid of patches; the first row (the class token's) is kept.
+
+    Args:
+        positions: One row for the class token, then those of a square grid, row by row.
+        grid: Rows and columns of the wanted grid.
+
+    Returns:
+        ``positions`` itself where the grid is the same; else an anti-aliased bicubic resize, as open_clip's
+        ``resize_pos_embed`` and timm's ``resample_abs_pos_embed``.
+    """
+    side = math.isqrt(positions.shape[0] - 1)
+    if grid == (side, side):
+        return positions
+    first, rest = positions[:1], positions[1:]
+    resized = jax.image.resize(rest.reshape(side, side, -1), (*grid, rest.shape[-1]), method="cubic")
+    return jnp.concatenate([first, resized.reshape(-1, rest.shape[-1])])

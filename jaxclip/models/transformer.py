@@ -1,0 +1,95 @@
+"""The pre-norm transformer that CLIP's two towers and the supervised ViTs share; its blocks are stacked and scanned."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxclip.models.layers import ACTIVATIONS, layer_norm
+
+
+class Block(nnx.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; with LayerScale (Touvron et al. 2021) where asked."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        depth: int,
+        activation: str,
+        eps: float,
+        causal: bool,
+        layer_scale: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        def linear(n_in: int, n_out: int, std: float) -> nnx.Linear:
+            return nnx.Linear(n_in, n_out, kernel_init=nnx.initializers.normal(std), dtype=dtype, rngs=rngs)
+
+        # openai/CLIP's initialisation; `depth` is that of the whole transformer.
+        residual_std = width**-0.5 * (2 * depth) ** -0.5
+        self.norm1 = layer_norm(width, eps, dtype, rngs)
+        self.qkv = linear(width, 3 * width, width**-0.5)
+        self.out = linear(width, width, residual_std)
+        self.norm2 = layer_norm(width, eps, dtype, rngs)
+        self.mlp_in = linear(width, mlp_width, (2 * width) ** -0.5)
+        self.mlp_out = linear(mlp_width, width, residual_std)
+        self.scale1 = nnx.Param(jnp.full(width, 1e-5)) if layer_scale else None
+        self.scale2 = nnx.Param(jnp.full(width, 1e-5)) if layer_scale else None
+        self.heads, self.causal, self.activation = heads, causal, activation
+
+    def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
+        """One block; the softmax is in float32 whatever the type of ``x``."""
+        q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in jnp.split(self.qkv(self.norm1(x)), 3, axis=-1))
+        attended = self.out(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(x.shape))
+        x = x + (attended if self.scale1 is None else attended * self.scale1[...].astype(x.dtype))
+        hidden = self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.norm2(x))))
+        return x + (hidden if self.scale2 is None else hidden * self.scale2[...].astype(x.dtype))
+
+
+class Transformer(nnx.Module):
+    """``depth`` blocks whose parameters are stacked along a leading axis, run by one ``jax.lax.scan``.
+
+    One block is compiled, whatever the depth. ``remat`` recomputes each block's activations in the backward pass.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, mlp_width: int, *, remat: bool, rngs: nnx.Rngs, **block):
+        @nnx.split_rngs(splits=depth)
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(width, heads, mlp_width, depth=depth, rngs=rngs, **block)
+
+        self.blocks = stack(rngs)
+        self.depth, self.remat = depth, remat
+
+    def __call__(
+        self, x: Float[Array, "n t w"], layers: Sequence[int] = ()
+    ) -> tuple[Float[Array, "n t w"], Float[Array, "l n t w"]]:
+        """Runs the blocks.
+
+        Args:
+            x: Embedded tokens.
+            layers: Which blocks' outputs to keep, counted from 1.
+
+        Returns:
+            The last block's output, and the kept outputs in the order of ``layers``. Only these are held in memory.
+        """
+        graph, stacked = nnx.split(self.blocks)
+        slots = jnp.array([layers.index(i) if i in layers else len(layers) for i in range(1, self.depth + 1)])
+
+        def step(carry, inputs):
+            x, kept = carry
+            block, slot = inputs
+            x = nnx.merge(graph, block)(x)
+            if layers:
+                kept = kept.at[slot].set(x, mode="drop")  # the slot past the end is for the blocks not asked for
+            return (x, kept), None
+
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        kept = jnp.zeros((len(layers), *x.shape), x.dtype)
+        (x, kept), _ = jax.lax.scan(step, (x, kept), (stacked, slots))
+        return x, kept
