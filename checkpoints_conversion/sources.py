@@ -1,0 +1,216 @@
+"""Opens foreign weight files: names and shapes at once, tensors one at a time, so that memory stays near one copy."""
+
+import dataclasses
+import json
+import re
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then reads)
+import numpy as np
+
+from jaxclip.errors import InputError
+from jaxclip.files import new_file, sha256
+from jaxclip.progress import progress
+
+CACHE = Path.home() / ".cache" / "jaxclip"
+# Where a hub repository keeps its weights and its description, best first.
+WEIGHT_FILES = (
+    "model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+    "model.safetensors.index.json", "pytorch_model.bin", "open_clip_pytorch_model.bin",
+)  # fmt: skip
+CONFIG_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A file of weights, opened.
+
+    Attributes:
+        path: The file.
+        shapes: Every tensor's name and shape.
+        read: Name → the tensor as float32 (float16 and bfloat16 widened). A tensor can be read once: its memory is
+            given back to the system where the format allows.
+        configs: The JSON files that stood beside it (``config.json``, ``open_clip_config.json``, …), parsed.
+        digest: SHA-256 of the file.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    configs: dict[str, Any]
+    digest: str
+
+
+def open_weights(source: str, expected_digest: str | None = None) -> Weights:
+    """Opens a file, a folder as Hugging Face lays it out, a hub id (``org/name``, ``hf-hub:org/name``) or a URL.
+
+    Args:
+        source: What to open. Hub files go to Hugging Face's cache, URLs to ``~/.cache/jaxclip``.
+        expected_digest: SHA-256 that the file must have, where it is known.
+
+    Raises:
+        InputError: There is no such source, or it is not a file of weights; the message says what it is instead.
+    """
+    path = _locate(source)
+    folder = path.parent
+    if path.suffix == ".json":
+        files = sorted({folder / name for name in _read_json(path)["weight_map"].values()})
+    else:
+        files = [path]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} is missing: {path} names it")
+    opened = [_open_file(file) for file in files]
+    shapes = {name: shape for shapes, _ in opened for name, shape in shapes.items()}
+    readers = {name: read for shapes, read in opened for name in shapes}
+    digest = sha256(path)
+    if expected_digest is not None and digest != expected_digest:
+        raise InputError(f"{path} has SHA-256 {digest}, not {expected_digest}: download it again")
+    configs = {name: _read_json(folder / name) for name in CONFIG_FILES if (folder / name).is_file()}
+    return Weights(path, shapes, lambda name: readers[name](name), configs, digest)
+
+
+def _locate(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        for name in WEIGHT_FILES:
+            if (path / name).is_file():
+                return path / name
+        raise InputError(f"{path} holds no weights: none of {', '.join(WEIGHT_FILES)} is in it")
+    if path.is_file():
+        return path
+    if source.startswith(("https://", "http://")):
+        return _download(source)
+    hub_id = source.removeprefix("hf-hub:")
+    if source != hub_id or re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return _from_hub(hub_id)
+    raise InputError(f"{source} does not exist: give a file, a folder, a hub id (org/name) or a URL")
+
+
+def _from_hub(hub_id: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, file = hub_id.partition(":")
+    try:
+        present = set(huggingface_hub.list_repo_files(repo))
+        wanted = [file] if file else [name for name in WEIGHT_FILES if name in present][:1]
+        if not wanted or wanted[0] not in present:
+            raise InputError(f"Hugging Face repository {repo} has no {file or 'weights that jaxclip reads'}")
+        if wanted[0].endswith(".index.json"):
+            wanted += [name for name in present if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
+        configs = [name for name in CONFIG_FILES if name in present]
+        for name in configs + wanted[::-1]:
+            path = huggingface_hub.hf_hub_download(repo, name)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"Hugging Face repository {repo} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "for a local file, check the path"
+        ) from error
+    return Path(path)
+
+
+def _download(url: str) -> Path:
+    digest = next((part for part in url.split("/") if re.fullmatch(r"[0-9a-f]{64}", part)), "")
+    path = CACHE / digest[:16] / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response, new_file(path, "wb") as file:
+            total = response.headers.get("Content-Length")
+            with progress(f"download {path.name}", total=total and int(total), unit="bytes") as advance:
+                while piece := response.read(1 << 20):
+                    advance(file.write(piece))
+    except OSError as error:
+        raise InputError(f"{url} cannot be downloaded ({error}): download it by hand and give its path") from error
+    return path
+
+
+def _open_file(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """Chooses the reader by what the file is, not by what it is called."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise InputError(f"{path} is empty: download it again")
+    if head.lstrip()[:1] == b"<":
+        raise InputError(f"{path} is a web page (HTML or XML), not weights: download the file itself")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull`, or download the file")
+    if head.startswith(b"PK") or head.startswith(b"\x80"):
+        return _open_torch(path)
+    if head[8:9] == b"{":
+        return _open_safetensors(path)
+    raise InputError(f"{path} is neither a safetensors nor a PyTorch file: it begins with {head[:8]!r}")
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or corrupt ({error}): download it again") from error
+
+    def read(name: str) -> np.ndarray:
+        # Opened anew each time, so that the pages of the tensors already read do not stay mapped.
+        with safe_open(path, "np") as file:
+            return np.asarray(file.get_tensor(name), np.float32)
+
+    return shapes, read
+
+
+def _open_torch(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{path} is a PyTorch file: `pip install jaxclip[torch]` to read it, or use safetensors") from None
+    import pickle
+
+    try:
+        if zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated; OpenAI's archives remain
+                state = dict(torch.jit.load(path, map_location="cpu").state_dict())
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is refused: it is no plain file of weights (its pickle asks to run other code, or is corrupt). "
+            "Ask its author for safetensors, or for a state dict"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError, OSError) as error:
+        raise InputError(f"{path} is truncated or corrupt ({str(error).splitlines()[0]}): download it again") from error
+    for key in ("state_dict", "model_state_dict", "model"):  # training checkpoints wrap the weights
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state dict (a dictionary of tensors)")
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""  # DistributedDataParallel
+    tensors = {k.removeprefix(prefix): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    del state
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors.pop(name).detach()
+        array = np.array(tensor.to(torch.float32).numpy())
+        storage = tensor.untyped_storage()
+        if storage.resizable() and storage.nbytes() == tensor.nbytes:
+            storage.resize_(0)  # a TorchScript module would hold on to it
+        return array
+
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}, read
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return data
