@@ -1,1 +1,1 @@
-"""Foreign weights → jaxclip checkpoints: open the file, map every name, write the folder, compare with the reference."""
+"""Foreign weights → jaxclip checkpoints: open the file, map every name, write the folder, compare the outputs."""

@@ -54,7 +54,9 @@ def convert(
     if config is None:
         config = describe(weights.configs, weights.path.stem)
         if config is None:
-            raise InputError(f"nothing beside {weights.path} says what model it is: pass --model (see `jaxclip models`)")
+            raise InputError(
+                f"nothing beside {weights.path} says what model it is: pass --model (see `jaxclip models`)"
+            )
     source_format = tables.detect(weights.shapes)
     if source_format is None:
         few = ", ".join(list(weights.shapes)[:3])

@@ -1,4 +1,4 @@
-"""From the description that stands beside foreign weights (Hugging Face's, timm's, open_clip's JSON) to a ModelConfig."""
+"""From the JSON that stands beside foreign weights (Hugging Face's, timm's, open_clip's) to a ModelConfig."""
 
 import re
 from typing import Any
@@ -113,9 +113,7 @@ def _hf_resnet(data: dict[str, Any], pixels: dict[str, Any], name: str) -> Model
         if data.get(key, wanted) != wanted:
             raise InputError(f"config.json: {key} {data[key]!r} is not supported, only {wanted!r}")
     vision = config.ResNet(224, tuple(data["depths"]), width, data.get("downsample_in_bottleneck", False))
-    default = Preprocess(
-        224, "shortest", 256, "bicubic", "before", config.IMAGENET_MEAN, config.IMAGENET_STD
-    )
+    default = Preprocess(224, "shortest", 256, "bicubic", "before", config.IMAGENET_MEAN, config.IMAGENET_STD)
     return ModelConfig(name, vision, _hf_pixels(pixels, default), num_classes=_hf_classes(data))
 
 

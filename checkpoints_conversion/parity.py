@@ -1,7 +1,7 @@
 """Parity at full size: `python -m checkpoints_conversion.parity` makes the README's table.
 
 For each architecture the reference library's own factory builds the model, every parameter and buffer is drawn at
-random, the library saves it in its own format, jaxclip converts it, and both encode the same 8 pictures (and sentences).
+random, the library saves it in its own format, jaxclip converts it, and both encode the same pictures and sentences.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def build_and_save(case: Case, folder: Path, seed: int):
 
         module = timm.create_model(case.name, pretrained=False).eval()
         reference.randomize(module, seed)
-        timm.models.save_for_hf(module, folder / "timm")
+        timm.models.save_for_hf(module, str(folder / "timm"))
         return module, folder / "timm"
     if case.library == "torchvision":
         import torchvision
@@ -109,7 +109,7 @@ def build_and_save(case: Case, folder: Path, seed: int):
 
 
 def _hf_config(name: str):
-    from jaxclip.config import ResNet
+    from jaxclip.config import ResNet, ViT
     from jaxclip.registry import model_config
 
     cfg = model_config(name)
@@ -117,11 +117,13 @@ def _hf_config(name: str):
         return dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, pool="eos")), "hf_clip"
     if isinstance(cfg.vision, ResNet):
         return cfg, "hf_resnet"
+    assert isinstance(cfg.vision, ViT)
     return dataclasses.replace(cfg, vision=dataclasses.replace(cfg.vision, norm_eps=1e-12)), "hf_vit"
 
 
 def _save_archive(module, path: Path) -> Path:
     """A TorchScript archive in half precision, with the integers that OpenAI's archives hold beside the weights."""
+    import copy
     import warnings
 
     import torch
@@ -137,13 +139,15 @@ def _save_archive(module, path: Path) -> Path:
                 self.register_buffer(name, torch.tensor(value))
 
         def forward(self, x):
-            return self.visual(x) * self.logit_scale.exp() + self.input_resolution
+            return self.visual(x)  # type: ignore[operator]
 
     size = module.visual.image_size
     size = size if isinstance(size, int) else size[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        archive = torch.jit.trace(Archive(module).eval(), torch.zeros(1, 3, size, size), check_trace=False)
+        archive = torch.jit.trace(
+            Archive(copy.deepcopy(module)).eval(), torch.zeros(1, 3, size, size), check_trace=False
+        )
         state = {name: value.half() if value.is_floating_point() else value for name, value in
                  archive.state_dict().items()}  # fmt: skip
         for name, parameter in [*archive.named_parameters(), *archive.named_buffers()]:
@@ -152,7 +156,9 @@ def _save_archive(module, path: Path) -> Path:
     return path
 
 
-def run(case: Case, crops_of: Callable[[jaxclip.model.Model], np.ndarray], seed: int = 0) -> dict[str, list[Difference]]:
+def run(
+    case: Case, crops_of: Callable[[jaxclip.model.Model], np.ndarray], seed: int = 0
+) -> dict[str, list[Difference]]:
     """One case: build, randomise, save, convert, encode on both sides.
 
     Args:
@@ -183,11 +189,13 @@ def real_crops(model: jaxclip.model.Model, n: int = 8) -> np.ndarray:
 def table(results: dict[str, dict]) -> str:
     """The Markdown table of all results."""
     lines = [
-        "| library and architecture | what | relative error (float32) | allowed | cosine (float32) | cosine (bfloat16) |",
+        "| library and architecture | what | relative error, float32 | allowed | cosine, float32 | cosine, bfloat16 |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for case in CASES:
-        for single, half in zip(*(results.get(case.label, {}).get(d, []) for d in ("float32", "bfloat16")), strict=True):
+        for single, half in zip(
+            *(results.get(case.label, {}).get(d, []) for d in ("float32", "bfloat16")), strict=True
+        ):
             lines.append(
                 f"| {case.label} | {single['what']} | {single['relative']:.1e} | {tolerance(case):.0e} "
                 f"| {single['cosine']:.7f} | {half['cosine']:.5f} |"
@@ -208,7 +216,9 @@ def main() -> None:
         results[case.label] = {dtype: [dataclasses.asdict(d) for d in ds] for dtype, ds in differences.items()}
         for dtype, ds in differences.items():
             for d in ds:
-                print(f"{case.label:45} {dtype:9} {d.what:6} relative {d.relative:.2e} cosine {d.cosine:.8f}", flush=True)
+                print(
+                    f"{case.label:45} {dtype:9} {d.what:6} relative {d.relative:.2e} cosine {d.cosine:.8f}", flush=True
+                )
         with new_file(RESULTS) as file:
             json.dump(results, file, indent=1)
             file.write("\n")

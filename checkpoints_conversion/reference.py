@@ -59,7 +59,7 @@ def features(
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     model: Any = module
     if source_format in _HEADS:
-        read = {}
+        read: dict[str, Any] = {}
         head = module.get_submodule(_HEADS[source_format])
         hook = head.register_forward_pre_hook(lambda _, args: read.update(image=args[0]))
         out = model(pixels)
@@ -159,6 +159,9 @@ def _ratio(mlp_width: int, width: int) -> float:
     return (mlp_width + 0.5) / width
 
 
+_HF_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+
+
 def _hf_clip(cfg: ModelConfig) -> torch.nn.Module:
     import transformers
 
@@ -173,7 +176,7 @@ def _hf_clip(cfg: ModelConfig) -> torch.nn.Module:
         "intermediate_size": text.mlp_width,
         "max_position_embeddings": text.context_length,
         "vocab_size": text.vocab_size,
-        "hidden_act": text.activation,
+        "hidden_act": _HF_ACTIVATIONS[text.activation],
         "layer_norm_eps": text.norm_eps,
         "eos_token_id": 2 if text.pool == "argmax" else text.eos_id,
         "projection_dim": text.output_dim,
@@ -191,9 +194,13 @@ def _hf_vit_config(vision: config.ViT) -> dict[str, Any]:
         "num_hidden_layers": vision.layers,
         "num_attention_heads": vision.heads,
         "intermediate_size": vision.mlp_width,
-        "hidden_act": vision.activation,
+        "hidden_act": _HF_ACTIVATIONS[vision.activation],
         "layer_norm_eps": vision.norm_eps,
     }
+
+
+def _hf_classes(cfg: ModelConfig) -> dict[str, Any]:
+    return {"num_labels": cfg.num_classes}
 
 
 def _hf_vit(cfg: ModelConfig) -> torch.nn.Module:
@@ -201,7 +208,7 @@ def _hf_vit(cfg: ModelConfig) -> torch.nn.Module:
 
     assert isinstance(cfg.vision, config.ViT)
     return transformers.ViTForImageClassification(
-        transformers.ViTConfig(num_labels=cfg.num_classes, **_hf_vit_config(cfg.vision))
+        transformers.ViTConfig(**_hf_vit_config(cfg.vision), **_hf_classes(cfg))
     )
 
 
@@ -212,7 +219,7 @@ def _hf_resnet(cfg: ModelConfig) -> torch.nn.Module:
     assert isinstance(vision, config.ResNet)
     return transformers.ResNetForImageClassification(
         transformers.ResNetConfig(
-            num_labels=cfg.num_classes,
+            **_hf_classes(cfg),
             embedding_size=vision.width,
             hidden_sizes=[vision.width * 4 * 2**i for i in range(4)],
             depths=list(vision.layers),
@@ -232,7 +239,7 @@ def _timm_vit(cfg: ModelConfig) -> torch.nn.Module:
     return VisionTransformer(
         img_size=vision.image_size,
         patch_size=vision.patch_size,
-        num_classes=cfg.num_classes,
+        num_classes=cfg.num_classes or 0,
         embed_dim=vision.width,
         depth=vision.layers,
         num_heads=vision.heads,
@@ -250,7 +257,7 @@ def _torchvision_vit(cfg: ModelConfig) -> torch.nn.Module:
     from torchvision.models import VisionTransformer
 
     vision = cfg.vision
-    assert isinstance(vision, config.ViT)
+    assert isinstance(vision, config.ViT) and cfg.num_classes is not None
     return VisionTransformer(
         vision.image_size,
         vision.patch_size,
@@ -258,7 +265,7 @@ def _torchvision_vit(cfg: ModelConfig) -> torch.nn.Module:
         vision.heads,
         vision.width,
         vision.mlp_width,
-        num_classes=cfg.num_classes,
+        num_classes=cfg.num_classes or 0,
         norm_layer=partial(torch.nn.LayerNorm, eps=vision.norm_eps),
     )
 

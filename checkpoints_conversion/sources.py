@@ -169,7 +169,9 @@ def _open_torch(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str],
     try:
         import torch
     except ImportError:
-        raise InputError(f"{path} is a PyTorch file: `pip install jaxclip[torch]` to read it, or use safetensors") from None
+        raise InputError(
+            f"{path} is a PyTorch file: `pip install jaxclip[torch]` to read it, or use safetensors"
+        ) from None
     import pickle
 
     try:

@@ -297,7 +297,7 @@ def _torchvision_vit(cfg: ModelConfig) -> list[Row]:
 
 
 def _resnet(cfg: ModelConfig) -> list[Row]:
-    """torchvision's and timm's ResNets have the same names."""
+    """Torchvision's and timm's ResNets have the same names."""
     assert isinstance(cfg.vision, config.ResNet)
     out = _conv_bn("vision", 1, "conv1", "bn1")
     out += _bottlenecks(cfg.vision.layers, "layer{}.{}", "conv{}", "bn{}", "downsample.0", "downsample.1")

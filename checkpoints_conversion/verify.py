@@ -1,8 +1,9 @@
-"""Runs the source, in its own library, and the converted checkpoint on the same images, and says how far apart they are."""
+"""Runs the source, in its own library, and the converted checkpoint on the same images, and measures the gap."""
 
 import dataclasses
 import os
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -90,7 +91,7 @@ def compare(model: Model, module, source_format: str, crops: np.ndarray) -> list
     from checkpoints_conversion import reference
 
     pixels = model.config.preprocess
-    images = np.asarray(normalize(crops, pixels.mean, pixels.std))
+    images = np.asarray(normalize(jnp.asarray(crops), pixels.mean, pixels.std))
     tokens = np.asarray(model.tokenize(SENTENCES)) if model.config.text is not None else None
     theirs = reference.features(module, source_format, images, tokens)
     ours = features(model, crops, tokens)

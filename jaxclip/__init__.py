@@ -15,7 +15,7 @@ _PUBLIC = {
     "evaluate": "jaxclip.evaluation",
     "InputError": "jaxclip.errors",
 }
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

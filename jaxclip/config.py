@@ -1,4 +1,4 @@
-"""What a checkpoint needs said about it to be run: towers and preprocessing, as frozen dataclasses that are also JSON."""
+"""What must be said of a checkpoint to run it: towers and preprocessing, as frozen dataclasses that are also JSON."""
 
 import dataclasses
 import typing
@@ -200,7 +200,7 @@ def _fits(value: Any, hint: Any) -> bool:
 def _spell(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 # --- open_clip's own config format -----------------------------------------------------------------------------------
@@ -226,6 +226,7 @@ def from_open_clip(config: dict[str, Any], name: str, where: str = "open_clip co
     Raises:
         InputError: The config asks for a tower that jaxclip has not (timm or Hugging Face towers, CoCa's decoder,
             custom attention); the message names the key.
+
     """  # noqa: D205
     model = config.get("model_cfg", config)
     if "vision_cfg" not in model or "text_cfg" not in model or "embed_dim" not in model:

@@ -45,7 +45,8 @@ def new_file(path: str | os.PathLike, mode: str = "w", **kwargs: Any) -> Iterato
 
     Args:
         path: The final name; its folder is made when missing.
-        mode: As in :func:`open`; extra keyword arguments go to :func:`open` too.
+        mode: As in :func:`open`.
+        **kwargs: For :func:`open` too, such as ``encoding`` and ``newline``.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)

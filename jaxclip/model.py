@@ -23,7 +23,7 @@ class Model:
 
     Attributes:
         config: The checkpoint's :class:`~jaxclip.config.ModelConfig`.
-        params: The parameters, an nnx state: pass it to :meth:`representation` in code that is jitted or sharded itself.
+        params: The parameters, an nnx state: pass it to :meth:`representation` in code that jits or shards itself.
         preprocess: Picture → uint8 crop [H, W, 3], as this checkpoint's training did it.
         tokenize: Strings → token ids [n, context length] (CLIPs only).
     """
@@ -36,7 +36,9 @@ class Model:
         self._encode_text = jax.jit(self._text)
 
     def encode_image(
-        self, images: UInt8[Array, "n H W 3"] | Float[Array, "n H W 3"], layers: Sequence[int] = ()
+        self,
+        images: UInt8[Array | np.ndarray, "n H W 3"] | Float[Array | np.ndarray, "n H W 3"],
+        layers: Sequence[int] = (),
     ) -> Float[Array, "n d"] | tuple[Float[Array, "n d"], list[Array]]:
         """The representations h(x), float32: for a CLIP the projected embedding (not normalised), for a classifier the
         penultimate activations.
@@ -52,6 +54,7 @@ class Model:
 
         Raises:
             InputError: ``images`` has another shape or type, or a layer does not exist.
+
         """  # noqa: D205
         if images.ndim != 4 or images.shape[-1] != 3:
             raise InputError(f"images have shape {images.shape}, not [n, height, width, 3]")
@@ -66,7 +69,7 @@ class Model:
         h, kept = self._encode_image(self.params, images, tuple(layers))
         return (h, kept) if layers else h
 
-    def encode_text(self, tokens: Int[Array, "n t"]) -> Float[Array, "n d"]:
+    def encode_text(self, tokens: Int[Array | np.ndarray, "n t"]) -> Float[Array, "n d"]:
         """The projected text embeddings, float32, not normalised.
 
         Args:
@@ -87,15 +90,18 @@ class Model:
         """The linear head (W, b) of a classifier, None for a CLIP (see :func:`jaxclip.zero_shot_head`)."""
         if self.config.num_classes is None:
             return None
-        head = nnx.merge(self._graph, self.params).head
-        return head.kernel[...].T, head.bias[...]
+        module = nnx.merge(self._graph, self.params)
+        assert isinstance(module, clip.Classifier) and module.head.bias is not None
+        return module.head.kernel[...].T, module.head.bias[...]
 
     @property
     def logit_scale(self) -> Float[Array, ""] | None:
         """The factor that a CLIP multiplies cosines by, None for a classifier."""
         if self.config.text is None:
             return None
-        return jnp.exp(nnx.merge(self._graph, self.params).logit_scale[...].reshape(()))
+        module = nnx.merge(self._graph, self.params)
+        assert isinstance(module, clip.CLIP)
+        return jnp.exp(module.logit_scale[...])
 
     def preprocess(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         """The uint8 crop that :meth:`encode_image` takes."""
@@ -124,7 +130,9 @@ class Model:
 
     def _text(self, params: nnx.State, tokens: Array) -> Array:
         with self._precision():
-            return nnx.merge(self._graph, params).encode_text(tokens).astype(jnp.float32)
+            module = nnx.merge(self._graph, params)
+            assert isinstance(module, clip.CLIP)
+            return module.encode_text(tokens).astype(jnp.float32)
 
     def _precision(self):
         # Left alone, a TPU multiplies float32 matrices in bfloat16 and an Ampere GPU in TF32.

@@ -1,0 +1,1 @@
+"""The encoders: one file for each tower, and clip.py for the two whole models."""

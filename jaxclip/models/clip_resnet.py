@@ -1,4 +1,4 @@
-"""CLIP's ModifiedResNet (Radford et al. 2021, section 2.4): three-convolution stem, anti-aliasing pools, attention pool."""
+"""CLIP's ModifiedResNet (Radford et al. 2021, 2.4): three-convolution stem, anti-aliasing pools, attention pool."""
 
 from collections.abc import Sequence
 
@@ -75,18 +75,16 @@ class CLIPResNet(nnx.Module):
         self.conv1, self.bn1 = conv(3, w // 2, 3, stride=2, dtype=dtype, rngs=rngs), BatchNorm(w // 2, dtype=dtype)
         self.conv2, self.bn2 = conv(w // 2, w // 2, 3, dtype=dtype, rngs=rngs), BatchNorm(w // 2, dtype=dtype)
         self.conv3, self.bn3 = conv(w // 2, w, 3, dtype=dtype, rngs=rngs), BatchNorm(w, dtype=dtype)
-        self.stages = nnx.List()
+        self.stages: nnx.List = nnx.List()
         n_in = w
         for i, depth in enumerate(cfg.layers):
             planes = w * 2**i
-            stage = nnx.List()
+            stage: nnx.List = nnx.List()
             for j in range(depth):
                 stage.append(Bottleneck(n_in, planes, 2 if i > 0 and j == 0 else 1, dtype=dtype, rngs=rngs))
                 n_in = planes * EXPANSION
             self.stages.append(stage)
-        self.pool = AttentionPool(
-            (cfg.image_size // 32) ** 2, n_in, cfg.heads, cfg.output_dim, dtype=dtype, rngs=rngs
-        )
+        self.pool = AttentionPool((cfg.image_size // 32) ** 2, n_in, cfg.heads, cfg.output_dim, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
     def __call__(

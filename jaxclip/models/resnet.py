@@ -61,11 +61,11 @@ class ResNet(nnx.Module):
     def __init__(self, cfg: config.ResNet, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.conv1 = conv(3, cfg.width, 7, stride=2, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(cfg.width, dtype=dtype)
-        self.stages = nnx.List()
+        self.stages: nnx.List = nnx.List()
         n_in = cfg.width
         for i, depth in enumerate(cfg.layers):
             planes = cfg.width * 2**i
-            stage = nnx.List()
+            stage: nnx.List = nnx.List()
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
                 stage.append(Bottleneck(n_in, planes, stride, cfg.stride_in_1x1, dtype=dtype, rngs=rngs))

@@ -1,0 +1,19 @@
+"""What several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def imagenet_samples() -> list[Path]:
+    """The 1,000 real ImageNet pictures, in class order."""
+    folder = SHARED / "imagenet_samples"
+    if not folder.is_dir():
+        pytest.skip(f"real pictures are missing: {folder}")
+    return sorted(folder.glob("*.JPEG"))

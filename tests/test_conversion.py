@@ -1,0 +1,314 @@
+"""Conversion refuses what it cannot convert, by name, and leaves nothing behind; what it converts is exact."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from checkpoints_conversion import sources, tables
+from checkpoints_conversion.convert import convert
+from jaxclip import checkpoint
+from jaxclip.config import from_open_clip
+from jaxclip.errors import InputError
+from jaxclip.models import clip
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2},
+    "text_cfg": {"context_length": 77, "vocab_size": 300, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """The names and shapes of open_clip's state dict for CONFIG, from open_clip's documentation of itself: its code."""
+    out = {
+        "positional_embedding": (77, 32), "text_projection": (32, 16), "logit_scale": (),
+        "visual.class_embedding": (32,), "visual.positional_embedding": (5, 32), "visual.proj": (32, 16),
+        "visual.conv1.weight": (32, 3, 16, 16), "token_embedding.weight": (300, 32),
+    }  # fmt: skip
+    for norm in ("visual.ln_pre", "visual.ln_post", "ln_final"):
+        out |= {f"{norm}.weight": (32,), f"{norm}.bias": (32,)}
+    for tower in ("visual.", ""):
+        for i in range(2):
+            block = f"{tower}transformer.resblocks.{i}"
+            out |= {f"{block}.attn.in_proj_weight": (96, 32), f"{block}.attn.in_proj_bias": (96,)}
+            for name, n_out, n_in in (("attn.out_proj", 32, 32), ("mlp.c_fc", 128, 32), ("mlp.c_proj", 32, 128)):
+                out |= {f"{block}.{name}.weight": (n_out, n_in), f"{block}.{name}.bias": (n_out,)}
+            for name in ("ln_1", "ln_2"):
+                out |= {f"{block}.{name}.weight": (32,), f"{block}.{name}.bias": (32,)}
+    return out
+
+
+@pytest.fixture
+def tensors() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes().items()}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "open_clip.json").write_text(json.dumps(CONFIG))
+    return str(tmp_path / "open_clip.json")
+
+
+def test_every_number_arrives_where_it_belongs(tensors, model, tmp_path: Path) -> None:
+    """Spot checks by hand of each transform: transposed, stacked, flattened, copied; and not a number is changed."""
+    save_file(tensors, tmp_path / "w.safetensors")
+    convert(tmp_path / "w.safetensors", model, tmp_path / "out")
+    config, module = checkpoint.restore(tmp_path / "out")
+    ours = {name: np.asarray(x) for name, x in checkpoint.named(module).items()}
+    np.testing.assert_array_equal(ours["vision.class_token"], tensors["visual.class_embedding"])
+    np.testing.assert_array_equal(
+        ours["text.transformer.blocks.qkv.kernel"][1], tensors["transformer.resblocks.1.attn.in_proj_weight"].T
+    )
+    np.testing.assert_array_equal(
+        ours["vision.patch_embedding.kernel"].reshape(16, 16, 3, 32)[2, 5, 1],
+        tensors["visual.conv1.weight"][:, 1, 2, 5],
+    )
+    total = lambda arrays: sorted(np.concatenate([x.ravel() for x in arrays]))  # noqa: E731
+    assert total(ours.values()) == total(tensors.values())
+    assert config.source["format"] == "open_clip" and len(config.source["sha256"]) == 64
+
+
+def test_half_precision_is_widened_exactly(tensors, model, tmp_path: Path) -> None:
+    """float16 and bfloat16 sources become float32 without a change of value."""
+    import ml_dtypes
+
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        halves = {name: x.astype(dtype) for name, x in tensors.items()}
+        save_file(halves, tmp_path / "w.safetensors")
+        convert(tmp_path / "w.safetensors", model, tmp_path / "out", overwrite=True)
+        _, module = checkpoint.restore(tmp_path / "out")
+        array = checkpoint.named(module)["vision.projection"]
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, halves["visual.proj"].astype(np.float32))
+
+
+def test_sharded_safetensors_with_an_index(tensors, model, tmp_path: Path) -> None:
+    """Hugging Face splits large models over files; the index names them, and a file that is missing is named."""
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    names = sorted(tensors)
+    files = {"model-00001-of-00002.safetensors": names[:20], "model-00002-of-00002.safetensors": names[20:]}
+    for file, part in files.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    index = {name: file for file, part in files.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    convert(folder, model, tmp_path / "out")
+    _, module = checkpoint.restore(tmp_path / "out")
+    np.testing.assert_array_equal(checkpoint.named(module)["vision.projection"], tensors["visual.proj"])
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model-00002-of-00002.safetensors is missing"):
+        convert(folder, model, tmp_path / "out2")
+
+
+def _missing(tensors: dict, path: Path) -> None:
+    del tensors["visual.ln_post.bias"]
+    save_file(tensors, path)
+
+
+def _unexpected(tensors: dict, path: Path) -> None:
+    save_file(tensors | {"visual.transformer.resblocks.2.ln_1.bias": np.zeros(32, np.float32)}, path)
+
+
+def _wrong_shape(tensors: dict, path: Path) -> None:
+    save_file(tensors | {"visual.proj": np.zeros((32, 17), np.float32)}, path)
+
+
+def _truncated(tensors: dict, path: Path) -> None:
+    save_file(tensors, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _corrupt_header(tensors: dict, path: Path) -> None:
+    save_file(tensors, path)
+    data = bytearray(path.read_bytes())
+    data[20:40] = b"\xff" * 20
+    path.write_bytes(bytes(data))
+
+
+def _other_layout(tensors: dict, path: Path) -> None:
+    save_file({"embedding.table": np.zeros(3, np.float32)}, path)
+
+
+BAD = {
+    "missing tensor": (_missing, r"missing: visual\.ln_post\.bias"),
+    "unexpected tensor": (_unexpected, r"not of this model: visual\.transformer\.resblocks\.2\.ln_1\.bias"),
+    "wrong shape": (_wrong_shape, r"'visual\.proj' has shape \(32, 17\).*\(32, 16\).*--model"),
+    "truncated": (_truncated, r"truncated or corrupt"),
+    "corrupt header": (_corrupt_header, r"truncated or corrupt"),
+    "another layout": (_other_layout, r"no known layout.*embedding\.table"),
+    "web page": (lambda _, p: p.write_text("<!DOCTYPE html><html>login</html>"), r"web page"),
+    "LFS pointer": (lambda _, p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), r"Git LFS pointer"),
+    "empty": (lambda _, p: p.write_bytes(b""), r"is empty"),
+    "noise": (lambda _, p: p.write_bytes(bytes(range(40, 200))), r"neither a safetensors nor a PyTorch file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_file_is_one_clear_error_and_leaves_nothing(kind: str, tensors, model, tmp_path: Path) -> None:
+    """The message names the file and the tensor; no output folder, not even a temporary one, remains."""
+    make, message = BAD[kind]
+    path = tmp_path / "w.safetensors"
+    make(tensors, path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=message) as error:
+        convert(path, model, tmp_path / "out")
+    assert "w.safetensors" in str(error.value) and "\n" not in str(error.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+class Evil:
+    """What a malicious pickle looks like: loading it would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_is_no_weights_is_never_run(tmp_path: Path, model) -> None:
+    """Neither a bare pickle nor one in PyTorch's zip format gets to run its code."""
+    torch = pytest.importorskip("torch")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Evil(tmp_path / "pwned")))
+    torch.save({"visual.proj": Evil(tmp_path / "pwned")}, tmp_path / "zip.pt")
+    torch.save([1, 2, 3], tmp_path / "list.pt")
+    for name, message in (("bare.pt", "refused|corrupt"), ("zip.pt", "refused"), ("list.pt", "no state dict")):
+        with pytest.raises(InputError, match=message):
+            convert(tmp_path / name, model, tmp_path / "out")
+        assert not (tmp_path / "pwned").exists()
+
+
+def test_pytorch_wrappers_are_opened(tensors, model, tmp_path: Path) -> None:
+    """Training checkpoints wrap the weights, DistributedDataParallel prefixes them, old files are no zip archives."""
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(x.copy()) for name, x in tensors.items()}
+    prefixed = {f"module.{name}": x for name, x in state.items()}
+    torch.save({"epoch": 3, "state_dict": prefixed, "optimizer": {"state": {}}}, tmp_path / "wrapped.pt")
+    torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    for name in ("wrapped.pt", "old.bin"):
+        convert(tmp_path / name, model, tmp_path / f"{name}.out")
+        _, module = checkpoint.restore(tmp_path / f"{name}.out")
+        np.testing.assert_array_equal(checkpoint.named(module)["vision.projection"], tensors["visual.proj"])
+    (tmp_path / "short.pt").write_bytes((tmp_path / "wrapped.pt").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"truncated or corrupt|refused"):
+        convert(tmp_path / "short.pt", model, tmp_path / "out")
+
+
+def test_wrong_names_and_places(tensors, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown model suggests the nearest; an absent path, a taken output and a missing --model are said."""
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="ViT-B-32"):
+        convert(tmp_path / "w.safetensors", "ViT-B32", tmp_path / "out")
+    with pytest.raises(InputError, match=r"tensor.*missing|not of this model|does not fit"):
+        convert(tmp_path / "w.safetensors", "RN50", tmp_path / "out")
+    with pytest.raises(InputError, match=r"'visual\.\S+' has shape|missing"):
+        convert(tmp_path / "w.safetensors", "ViT-B-16", tmp_path / "out")
+    with pytest.raises(InputError, match="pass --model"):
+        convert(tmp_path / "w.safetensors", None, tmp_path / "out")
+    with pytest.raises(InputError, match="does not exist"):
+        convert(tmp_path / "absent.safetensors", model, tmp_path / "out")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(InputError, match="exists already"):
+        convert(tmp_path / "w.safetensors", model, tmp_path / "taken")
+    assert not (tmp_path / "out").exists()
+
+
+def test_hub_and_url(tensors, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub id asks the hub for the best file it has; a URL is fetched whole and its digest is checked."""
+    import huggingface_hub
+
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file(tensors, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "list_repo_files", lambda repo: [*(p.name for p in folder.iterdir()), "README.md"]
+    )
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repo, name: asked.append((repo, name)) or str(folder / name)
+    )
+    config = convert("hf-hub:lab/clip", None, tmp_path / "out")
+    assert config.vision == from_open_clip(CONFIG, "x").vision
+    assert set(asked) == {("lab/clip", "open_clip_config.json"), ("lab/clip", "open_clip_model.safetensors")}
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: ["README.md"])
+    with pytest.raises(InputError, match="lab/clip has no weights"):
+        convert("lab/clip", None, tmp_path / "out2")
+
+    monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
+    url = (folder / "open_clip_model.safetensors").as_uri()
+    monkeypatch.setattr(sources, "_locate", lambda source: sources._download(source))
+    opened = sources.open_weights(url)
+    assert opened.path.is_relative_to(tmp_path / "cache") and set(opened.shapes) == set(tensors)
+    with pytest.raises(InputError, match="SHA-256"):
+        sources.open_weights(url, "0" * 64)
+
+
+def test_offline_hub_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the error names the repository, not a stack of retries."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(repo: str) -> list[str]:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
+    with pytest.raises(InputError, match="lab/clip cannot be read"):
+        convert("hf-hub:lab/clip", None, tmp_path / "out")
+
+
+def test_tables_cover_every_array_of_every_architecture() -> None:
+    """For each registry architecture the table's targets are exactly the model's arrays: none missing, none twice."""
+    from jaxclip import registry
+
+    formats = {"vit": ("timm_vit", "torchvision_vit", "hf_vit"), "resnet": ("resnet", "hf_resnet")}
+    for entry in registry.table():
+        config = registry.model_config(entry.name)
+        if entry.group == "fine-tuned":  # made by jaxclip itself, so in no foreign format
+            continue
+        for source_format in ("open_clip",) if config.text else formats[config.to_json()["vision"]["type"]]:
+            targets = [target for target, _, _ in tables.rows(source_format, config, ())]
+            assert sorted(targets) == sorted(checkpoint.named(clip.abstract(config))), (entry.name, source_format)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's high-water mark of memory")
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_peak_memory_is_within_one_and_a_half_checkpoints(suffix: str, tmp_path: Path) -> None:
+    """Conversion streams: what it adds to the resident memory is at most 1.5 times the checkpoint (600 MB here)."""
+    torch = pytest.importorskip("torch")
+    open_clip = pytest.importorskip("open_clip")
+    from safetensors.torch import save_file as save_torch
+
+    state = open_clip.create_model("ViT-B-32", pretrained=None).state_dict()
+    path = tmp_path / f"w.{suffix}"
+    save_torch(state, path) if suffix == "safetensors" else torch.save(state, path)
+    del state
+    script = f"""
+        import resource
+        import {"torch, " if suffix == "pt" else ""}jax
+        import jax.numpy as jnp
+        from checkpoints_conversion.convert import convert
+        from jaxclip.models import clip
+        from jaxclip.registry import model_config
+        clip.abstract(model_config("ViT-B-32"))  # what tracing allocates is no part of the weights
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = peak()
+        convert({str(path)!r}, "ViT-B-32", {str(tmp_path / "out")!r})
+        print(peak() - before)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=300
+    )
+    rise, size = int(result.stdout.split()[-1]), path.stat().st_size
+    assert rise <= 1.5 * size, f"peak memory rose by {rise / size:.2f} times the checkpoint"

@@ -1,0 +1,184 @@
+"""The towers: what they compute beside what their definition says, whatever the weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxclip import config
+from jaxclip.models import clip
+from jaxclip.models.layers import BatchNorm, interpolate_positions
+from jaxclip.models.transformer import Transformer
+
+TINY = config.ViT(image_size=32, patch_size=8, width=48, layers=4, heads=3, mlp_width=96, output_dim=24)
+TEXT = config.Text(16, 100, 32, 2, 2, 64, 24, eos_id=99)
+PIXELS = config.Preprocess(32)
+
+
+def randomized(abstract: nnx.Module, seed: int = 0) -> nnx.Module:
+    """The module with random numbers in every array, so that no zero and no identity hides a mistake."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.ndim < 2:
+            return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)  # gains, biases, variances
+        return jnp.asarray(rng.normal(0, np.prod(leaf.shape[-2:-1]) ** -0.5, leaf.shape), jnp.float32)
+
+    graph, state = nnx.split(abstract)
+    return nnx.merge(graph, jax.tree.map(draw, state))
+
+
+def build(vision: config.Vision, dtype: str = "float32", **kwargs) -> nnx.Module:
+    cfg = config.ModelConfig("tiny", vision, PIXELS, TEXT)
+    return randomized(clip.abstract(cfg, dtype=jnp.dtype(dtype), **kwargs))
+
+
+@nnx.jit(static_argnums=2)
+def run(tower: nnx.Module, x: jax.Array, layers: tuple[int, ...] = ()) -> tuple[jax.Array, list[jax.Array]]:
+    return tower(x, layers)
+
+
+@nnx.jit
+def pool(tower: nnx.Module, x: jax.Array) -> jax.Array:
+    return tower.pool(x)
+
+
+@nnx.jit
+def words(tower: nnx.Module, tokens: jax.Array) -> jax.Array:
+    return tower(tokens)
+
+
+@pytest.fixture(scope="module")
+def images() -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (3, 32, 32, 3))
+
+
+def test_scan_runs_every_block_once_and_in_order() -> None:
+    """The scanned stack is the composition of its blocks; a wrong stacking axis or order would differ."""
+    options = {"activation": "gelu", "eps": 1e-5, "causal": True, "layer_scale": True, "dtype": jnp.dtype("float32")}
+    stack = randomized(nnx.eval_shape(lambda: Transformer(48, 4, 3, 96, remat=False, rngs=nnx.Rngs(0), **options)))
+    x = jax.random.normal(jax.random.key(2), (2, 7, 48))
+    graph, stacked = nnx.split(stack.blocks)
+    outputs = [x]
+    for i in range(4):
+        outputs.append(nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))(outputs[-1]))
+    last, kept = stack(x, layers=(3, 1))
+    np.testing.assert_allclose(last, outputs[4], rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(kept[0], outputs[3], rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(kept[1], outputs[1], rtol=2e-5, atol=1e-5)
+
+
+def test_layers_are_those_of_the_same_forward_pass(images: jax.Array) -> None:
+    """The activations come in the order asked for, and asking changes no output."""
+    for vision in (TINY, config.CLIPResNet(32, (1, 1, 1, 1), 8, 4, 24), config.ResNet(32, (1, 1, 1, 1), 8)):
+        tower = build(vision).vision
+        plain, none = run(tower, images)
+        asked, kept = run(tower, images, (4, 2))
+        assert len(none) == 0 and len(kept) == 2
+        np.testing.assert_allclose(asked, plain, rtol=1e-6)
+        if isinstance(vision, config.ViT):
+            np.testing.assert_allclose(pool(tower, kept[0]) @ tower.projection[...], plain, rtol=1e-5, atol=1e-5)
+        elif isinstance(vision, config.CLIPResNet):
+            np.testing.assert_allclose(pool(tower, kept[0]), plain, rtol=1e-5, atol=1e-5)
+        else:
+            np.testing.assert_allclose(kept[0].mean((1, 2)), plain, rtol=1e-5, atol=1e-5)
+        assert not np.allclose(kept[0].ravel()[:64], kept[1].ravel()[:64])
+
+
+def test_rematerialisation_changes_no_value_and_no_gradient(images: jax.Array) -> None:
+    """Remat trades memory for time and nothing else."""
+
+    def loss(model: nnx.Module) -> jax.Array:
+        return jnp.sum(jnp.square(model.encode_image(images)[0]))
+
+    plain, remat = (jax.tree.leaves(nnx.jit(nnx.grad(loss))(build(TINY, remat=flag))) for flag in (False, True))
+    assert len(plain) == len(remat) > 20
+    for a, b in zip(plain, remat, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()) + 1e-12)
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [TINY, dataclasses.replace(TINY, pool="average"), config.CLIPResNet(32, (1, 2, 1, 1), 16, 8, 24),
+     config.ResNet(32, (1, 2, 1, 1), 16)],
+    ids=["vit", "vit-average", "clip_resnet", "resnet"],
+)  # fmt: skip
+def test_bfloat16_is_near_float32(vision: config.Vision, images: jax.Array) -> None:
+    """bfloat16 keeps float32 norms, softmax and sums: cosine with float32 of at least 0.999."""
+    tokens = jax.random.randint(jax.random.key(3), (3, 16), 0, 100)
+    single, half = build(vision), build(vision, "bfloat16")
+    for a, b in (
+        (run(single.vision, images)[0], run(half.vision, images.astype(jnp.bfloat16))[0]),
+        (words(single.text, tokens), words(half.text, tokens)),
+    ):
+        assert b.dtype == jnp.bfloat16
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert cosine.min() > 0.999
+
+
+def test_text_is_causal_and_reads_the_end_of_text_token() -> None:
+    """What comes after the end-of-text token cannot matter; what comes before must."""
+    tower = build(TINY).text
+    tokens = jnp.array([[98, 5, 6, 7, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
+    out = words(tower, tokens)
+    np.testing.assert_array_equal(out, words(tower, tokens.at[0, 9].set(42)))
+    assert not np.allclose(out, words(tower, tokens.at[0, 1].set(42)))
+
+
+def test_position_interpolation_is_open_clips() -> None:
+    """Anti-aliased bicubic in both directions, as torch's F.interpolate; and nothing at the native size."""
+    torch = pytest.importorskip("torch")
+    positions = np.random.default_rng(0).standard_normal((1 + 49, 12)).astype(np.float32)
+    assert interpolate_positions(positions, (7, 7)) is positions
+    for grid in ((12, 12), (5, 5), (9, 14)):
+        square = torch.from_numpy(positions[1:]).reshape(1, 7, 7, 12).permute(0, 3, 1, 2)
+        want = torch.nn.functional.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)
+        ours = interpolate_positions(jnp.asarray(positions), grid)
+        np.testing.assert_array_equal(ours[0], positions[0])
+        np.testing.assert_allclose(ours[1:], want[0].permute(1, 2, 0).reshape(-1, 12), atol=2e-6)
+
+
+def test_towers_take_another_resolution(images: jax.Array) -> None:
+    """A larger picture runs through the same weights, and gives a representation of the same size."""
+    large = jax.image.resize(images, (3, 64, 96, 3), "cubic")
+    for vision in (TINY, config.CLIPResNet(32, (1, 1, 1, 1), 8, 4, 24), config.ResNet(32, (1, 1, 1, 1), 8)):
+        tower = build(vision).vision
+        h = run(tower, large)[0]
+        assert h.shape == (3, clip.representation_size(vision)) and jnp.isfinite(h).all()
+
+
+def test_batch_norm_is_pytorchs_in_training_and_evaluation() -> None:
+    """Output, gradient of the input, and both running statistics (the variance is the unbiased one)."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 5, 6, 3)).astype(np.float32) * 3 + 100  # far from zero: E[x²] − E[x]² would fail
+    reference = torch.nn.BatchNorm2d(3)
+    ours = BatchNorm(3, dtype=jnp.dtype("float32"))
+    for name, target in (("weight", ours.scale), ("bias", ours.bias), ("running_mean", ours.mean),
+                         ("running_var", ours.var)):  # fmt: skip
+        value = rng.uniform(0.5, 2, 3).astype(np.float32)
+        getattr(reference, name).data = torch.from_numpy(value)
+        target[...] = jnp.asarray(value)
+    pixels = torch.from_numpy(x.transpose(0, 3, 1, 2))
+    reference.eval()
+    np.testing.assert_allclose(ours(x), reference(pixels).detach().permute(0, 2, 3, 1), rtol=1e-5, atol=1e-4)
+    reference.train()
+    ours.train()
+    np.testing.assert_allclose(ours(x), reference(pixels).detach().permute(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours.mean[...], reference.running_mean, rtol=1e-6)
+    np.testing.assert_allclose(ours.var[...], reference.running_var, rtol=1e-5)
+
+
+def test_one_block_is_compiled_whatever_the_depth() -> None:
+    """The scan is what keeps compile time flat: the program of 12 layers is as long as that of 3."""
+
+    def length(layers: int) -> int:
+        graph, state = nnx.split(build(dataclasses.replace(TINY, layers=layers)))
+        run = jax.jit(lambda s, x: nnx.merge(graph, s).encode_image(x)[0])
+        return run.lower(state, jnp.zeros((1, 32, 32, 3))).as_text().count("\n")
+
+    assert length(12) == length(3)
