@@ -1,5 +1,6 @@
 """Checkpoints on disk: a folder with ``config.json`` and, in ``params/``, every array by name in Orbax's format."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -37,10 +38,17 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
 
     Raises:
         InputError: ``path`` exists and is not to be replaced.
+        OSError: The disk is full, or another thing that the system refuses.
     """
     with new_directory(path, overwrite) as folder:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((folder / PARAMS).absolute(), dict(arrays))
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save((folder / PARAMS).absolute(), dict(arrays))
+        except ValueError as error:  # how TensorStore reports what the system refuses
+            code = next((c for c in (errno.ENOSPC, errno.EDQUOT) if f"os_error_code='{c}'" in str(error)), None)
+            if code is None:
+                raise
+            raise OSError(code, os.strerror(code), os.fspath(path)) from error
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
 
 

@@ -223,6 +223,34 @@ def test_wrong_names_and_places(tensors, model, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A real file system of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system is not allowed here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_full_disk_is_one_error_and_leaves_nothing(tensors, tmp_path: Path, small_disk: Path, capsys) -> None:
+    """The command says which folder did not fit, exits with 2, and takes its part-written files away."""
+    from jaxclip.cli import main
+
+    large = np.random.default_rng(0).standard_normal((60_000, 32)).astype(np.float32)  # 7.7 MB
+    save_file(tensors | {"token_embedding.weight": large}, tmp_path / "w.safetensors")
+    text = {**CONFIG["text_cfg"], "vocab_size": 60_000}
+    (tmp_path / "open_clip.json").write_text(json.dumps({**CONFIG, "text_cfg": text}))
+    args = [str(tmp_path / "w.safetensors"), "--model", str(tmp_path / "open_clip.json"), "--out"]
+    assert main(["convert", *args, str(small_disk / "out")]) == 2
+    message = capsys.readouterr().err
+    assert str(small_disk / "out") in message and "No space left" in message
+    assert list(small_disk.iterdir()) == []
+    assert main(["convert", *args, str(tmp_path / "out")]) == 0
+
+
 def test_hub_and_url(tensors, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub id asks the hub for the best file it has; a URL is fetched whole and its digest is checked."""
     import huggingface_hub
