@@ -1,0 +1,270 @@
+"""Pictures in a folder, or in tar archives that are read in place."""
+
+import dataclasses
+import gzip
+import itertools
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxclip.datasets.labels import class_names, to_labels
+from jaxclip.datasets.source import Example, digest
+from jaxclip.errors import InputError
+from jaxclip.files import new_file
+from jaxclip.progress import progress
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+TARS = (".tar", ".tar.gz", ".tgz")
+CACHE = Path.home() / ".cache" / "jaxclip"
+_SIDECARS = (".cls", ".json", ".txt")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class FileSource:
+    """Pictures that are files of a folder or members of tar archives: each a range of bytes of some file.
+
+    Attributes:
+        name: The folder's or archive's.
+        classes: What the labels index.
+        ids: Each picture's path in the folder or archive, after the archive's name where there are several.
+        labels: Indices into ``classes``, or -1.
+        files: The folder's path alone, or the archives'.
+        file: For each picture, an index into ``files``; None where it is a file of the folder.
+        starts: The place of each picture's first byte in its file.
+        sizes: Its number of bytes.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+    files: tuple[Path, ...]
+    file: Int[np.ndarray, " n"] | None
+    starts: Int[np.ndarray, " n"]
+    sizes: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self.files[0] / self.ids[index] if self.file is None else self.files[self.file[index]]
+        size = int(self.sizes[index])
+        with path.open("rb", buffering=0) as file:
+            file.seek(int(self.starts[index]))
+            image_bytes = file.read(size)
+        if len(image_bytes) < size:
+            raise InputError(f"{path}: {self.ids[index]} is cut short; the file has changed since it was opened")
+        return Example(self.ids[index], image_bytes, int(self.labels[index]))
+
+    def __repr__(self) -> str:
+        return f"FileSource({self.name!r}, {len(self)} pictures)"
+
+    def fingerprint(self) -> str:
+        """A digest of classes, ids, sizes in bytes and labels."""
+        rows = zip(self.ids, self.sizes.tolist(), self.labels.tolist(), strict=True)
+        return digest(itertools.chain([self.classes], rows))
+
+
+def open_folder(path: Path, split: str | None = None, classes: Sequence[str] | None = None) -> FileSource:
+    """The pictures below a folder, in the order of their paths.
+
+    Args:
+        path: Holds class folders (named by WNID, by number or otherwise), or files ``WNID_name.JPEG``, or, under
+            folders train, val, validation or test, either of them.
+        split: Which of these last.
+        classes: What the folders' names are to be, in the order of the labels; see
+            :func:`jaxclip.datasets.labels.to_labels` for the labels without it.
+
+    Raises:
+        InputError: There is no picture, or a folder's name is no class.
+    """
+    sizes = {}
+    for folder, inner, names in os.walk(path, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        below = os.path.relpath(folder, path).replace(os.sep, "/") + "/"
+        for name in filter(_is_picture, names):
+            sizes[below.removeprefix("./") + name] = os.stat(f"{folder}/{name}").st_size  # noqa: PTH116 (many files)
+    if not sizes:
+        raise InputError(f"{path} has no pictures ({', '.join(PICTURES)})")
+    paths = sorted(sizes)
+    keep, names_of_classes = class_names(paths, split, str(path))
+    labels, classes = to_labels(names_of_classes, classes, str(path))
+    ids = tuple(paths[i] for i in keep)
+    starts = np.zeros(len(ids), np.int64)
+    return FileSource(
+        path.resolve().name, classes, ids, labels, (path,), None, starts, np.array([sizes[i] for i in ids], np.int64)
+    )
+
+
+def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence[str] | None = None) -> FileSource:
+    """The pictures in tar archives, in the archives' order, read in place: opening reads the headers only.
+
+    Labels come from class folders, as in :func:`open_folder`, or from WebDataset's files beside the pictures: ``.cls``
+    (a number or name), ``.json`` (its ``label`` or ``cls``), or ``.txt`` where it holds a number, a WNID or one of
+    ``classes`` rather than a caption. Archives within an archive (ImageNet's train set) are read in place too. A
+    ``.tar.gz`` is first expanded into ``~/.cache/jaxclip``, once.
+
+    Raises:
+        InputError: An archive is missing, damaged or cut short, or has no pictures; or a name is no class.
+    """
+    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    files = tuple(_expanded(path) if path.name.endswith((".gz", ".tgz")) else path for path in paths)
+    pictures: list[_Member] = []
+    beside: list[dict[str, str]] = []
+    with progress("indexing", None) as advance:
+        for number, (file, path) in enumerate(zip(files, paths, strict=True)):
+            with file.open("rb") as opened:
+                found: list[_Member] = []
+                sidecars: dict[str, _Member] = {}
+                for member in _members(opened, number, path):
+                    if _is_picture(member.name):
+                        found.append(member)
+                        advance(1)
+                    elif member.name.endswith(_SIDECARS):
+                        sidecars[member.name] = member
+                pictures += found
+                beside += [_texts(opened, sidecars, _key(picture.name)) for picture in found]
+    if not pictures:
+        raise InputError(f"{where} has no pictures ({', '.join(PICTURES)})")
+    if not any(beside):
+        keep, names = class_names([picture.name for picture in pictures], split, where)
+        pictures = [pictures[i] for i in keep]
+    elif split is None:
+        names = [
+            _webdataset_name(texts, classes, f"{paths[p.file]}: {_key(p.name)}.json")
+            for p, texts in zip(pictures, beside, strict=True)
+        ]
+    else:
+        raise InputError(f"{where} is a WebDataset, which has no splits: name the shards of {split!r}")
+    labels, classes = to_labels(names, classes, where)
+    ids = tuple(p.name if len(files) == 1 else f"{paths[p.file].name}/{p.name}" for p in pictures)
+    if len(set(ids)) < len(ids):
+        twice = next(name for name, again in itertools.pairwise(sorted(ids)) if name == again)
+        raise InputError(f"{where}: two pictures are called {twice}")
+    return FileSource(
+        name=paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}",
+        classes=classes,
+        ids=ids,
+        labels=labels,
+        files=files,
+        file=np.array([picture.file for picture in pictures], np.int32),
+        starts=np.array([picture.start for picture in pictures], np.int64),
+        sizes=np.array([picture.size for picture in pictures], np.int64),
+    )
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Bash's brace expansion of numbers and lists: ``a{00..11}.tar``, ``{train,val}.tar``."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if not match:
+        return [pattern]
+    first, last, words = match.groups()
+    choices = words.split(",") if words else [f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1)]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [expanded for choice in choices for expanded in expand_braces(before + choice + after)]
+
+
+class _Member(NamedTuple):
+    file: int
+    name: str
+    start: int
+    size: int
+
+
+def _members(
+    opened: IO[bytes], number: int, where: Path, folder: str = "", end: int | None = None
+) -> Iterator[_Member]:
+    """The files in the archive that starts at the file's position, and those in archives within it.
+
+    The caller may move the file's position.
+    """
+    end = os.fstat(opened.fileno()).st_size if end is None else end
+    try:
+        with tarfile.open(fileobj=opened, mode="r:") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all that it has seen
+                stop = member.offset_data + member.size
+                if stop > end:
+                    raise tarfile.ReadError("unexpected end of data")
+                name = folder + member.name.removeprefix("./")
+                if member.isreg() and name.endswith(".tar"):
+                    opened.seek(member.offset_data)
+                    yield from _members(opened, number, where, name.removesuffix(".tar") + "/", stop)
+                elif member.isreg():
+                    yield _Member(number, name, member.offset_data, member.size)
+            # tarfile takes a damaged header for the end; the end of a whole archive is blocks of zeros.
+            opened.seek(tar.offset)
+            block = opened.read(512)
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"no valid header at byte {tar.offset}")
+            if not block or tar.offset >= end:
+                raise tarfile.ReadError("its end is missing")
+    except tarfile.TarError as error:
+        inner = f" ({folder.removesuffix('/')}.tar in it)" if folder else ""
+        raise InputError(f"{where}{inner} is not a whole tar archive: {error}; copy or download it again") from error
+
+
+def _expanded(path: Path) -> Path:
+    """The uncompressed twin of a ``.tar.gz``, in the cache: made when missing, or when the archive has changed."""
+    state = path.stat()
+    key = digest([str(path.resolve()), state.st_size, state.st_mtime_ns])[:16]
+    target = (
+        CACHE / "archives" / key / (path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar") + ".tar")
+    )
+    if target.exists():
+        return target
+    try:
+        with (
+            gzip.open(path) as packed,
+            new_file(target, "wb") as out,
+            progress(f"expanding {path.name}", None, "MB") as advance,
+        ):
+            while block := packed.read(1 << 20):
+                out.write(block)
+                advance(1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a whole gzip file: {error}; copy or download it again") from error
+    return target
+
+
+def _texts(opened: IO[bytes], sidecars: dict[str, _Member], key: str) -> dict[str, str]:
+    """By their kind, the contents of the files beside a picture."""
+    texts = {}
+    for kind in _SIDECARS:
+        if member := sidecars.get(key + kind):
+            opened.seek(member.start)
+            texts[kind] = opened.read(member.size).decode(errors="replace").strip()
+    return texts
+
+
+def _webdataset_name(texts: dict[str, str], classes: Sequence[str] | None, where: str) -> str | None:
+    """The class that the files beside a picture name."""
+    name = texts.get(".cls")
+    if name is None and ".json" in texts:
+        try:
+            content = json.loads(texts[".json"])
+            name = content.get("label", content.get("cls"))
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{where} is not a JSON object: {error}") from error
+    if name is None and (text := texts.get(".txt")) is not None:
+        is_class = text in classes if classes is not None else re.fullmatch(r"\d+|n\d{8}", text)
+        name = text if is_class else None
+    return None if name is None else str(name)
+
+
+def _key(name: str) -> str:
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _is_picture(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.lower().endswith(PICTURES) and not name.startswith(".")

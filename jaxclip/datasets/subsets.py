@@ -1,0 +1,53 @@
+"""The ImageNet classes that a shift set covers, as checked data."""
+
+import functools
+import re
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxclip.data import imagenet_wnids, read_json
+
+
+def class_subset(name: str) -> Int[np.ndarray, " m"] | None:
+    """The ImageNet indices, ascending, between which a model chooses on a data set, or None where it is all 1,000.
+
+    ImageNet-A and -R cover 200 classes each. ObjectNet's 113 labels are 125 ImageNet classes, see :func:`label_map`:
+    choosing between all of these and taking any right one is choosing between the 113 by the largest logit of each.
+
+    Args:
+        name: As :attr:`jaxclip.datasets.Source.name` has it; a configuration or split after it is ignored.
+    """
+    name = re.split("[/:]", name)[0]
+    if name == "objectnet":
+        return np.sort(np.concatenate(list(label_map(name).values())))
+    wnids = read_json("class_subsets.json").get(name)
+    return None if wnids is None else np.array([_index()[wnid] for wnid in wnids], np.int32)
+
+
+def label_map(name: str) -> dict[str, Int[np.ndarray, " k"]]:
+    """For each class of a data set whose classes are not ImageNet's, in order, the ImageNet indices that are right.
+
+    Only ObjectNet is such: its 113 overlapping labels have one to three each; of all its 313 labels
+    (``objectnet/all``), the other 200 have none.
+
+    Args:
+        name: As in :func:`class_subset`.
+    """
+    base, *rest = re.split("[/:]", name)
+    if base != "objectnet":
+        return {}
+    maps = objectnet()
+    labels = maps["folders"].values() if "all" in rest else maps["imagenet"]
+    return {label: np.array([_index()[w] for w in maps["imagenet"].get(label, [])], np.int32) for label in labels}
+
+
+def objectnet() -> dict[str, dict[str, Any]]:
+    """ObjectNet's maps: ``folders``, folder → label (313), and ``imagenet``, label → WNIDs (113)."""
+    return read_json("objectnet.json")
+
+
+@functools.cache
+def _index() -> dict[str, int]:
+    return {wnid: i for i, wnid in enumerate(imagenet_wnids())}
