@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,33 @@ def models() -> None:
     registry.print_table()
 
 
-def datasets() -> None:
-    """List the data sets that jaxclip knows: which are prepared here, and how to get the others."""
+def datasets(
+    action: Annotated[Literal["list", "prepare"], tyro.conf.Positional] = "list",
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[NAME]")] = None,
+    /,
+    *,
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    data_dir: Path | None = None,
+) -> None:
+    """List the data sets that jaxclip knows, which are prepared here and how to get the others; or prepare one.
+
+    Args:
+        action: What to do.
+        name: The data set to prepare.
+        source: What you downloaded, where the data set must be fetched by hand (ObjectNet's and Broden's archives).
+        data_dir: Where tfds keeps prepared data sets. Left out: its own default.
+    """
     from jaxclip import datasets
 
-    datasets.print_table()
+    if action == "list":
+        datasets.print_table(data_dir)
+        return
+    if name is None:
+        raise InputError(
+            "name the data set to prepare: `jaxclip datasets prepare NAME` (`jaxclip datasets` lists them)"
+        )
+    for split, n in datasets.prepare(name, source, data_dir).items():
+        print(f"{name}: {split}: {n:,} pictures")
 
 
 def convert(
@@ -160,6 +183,9 @@ def main(args: list[str] | None = None) -> int:
         )
     except InputError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno not in _USERS_TO_MEND:
             raise

@@ -239,7 +239,7 @@ def evaluate(
             for label in np.flatnonzero(total)
         ),
         bad_images=tuple(bad),
-        model={"name": model.config.name, "source": model.config.source},
+        model={"name": model.config.name, "source": model.config.source, "dtype": str(model.dtype)},
         data={"name": source.name, "images": len(source), "fingerprint": source.fingerprint()},
         head=described,
     )

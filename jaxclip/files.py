@@ -58,8 +58,10 @@ def new_file(path: str | os.PathLike, mode: str = "w", **kwargs: Any) -> Iterato
             os.fsync(file.fileno())
         Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(final)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write that failed does not say where
+            error.filename = os.fspath(final)
         raise
 
 

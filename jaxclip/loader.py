@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -84,8 +85,8 @@ def default_workers(pictures: int) -> int:
     """How many processes decode a number of pictures best: 0 (threads) on few cores or for few pictures.
 
     Pillow lets go of the interpreter's lock while it decodes and resizes, so threads keep a few cores busy and have
-    neither processes to start (about 2 s) nor pictures to send over: on 2 cores they decode 1.2 to 1.4 times as many
-    pictures per second, and 1,000 ImageNet pictures in half the time. Many cores would wait for that lock.
+    neither processes to start (2 s or more) nor pictures to send over: on 2 cores they decode 1.1 to 1.4 times as many
+    pictures per second, and the 1,000 ImageNet samples in half the time. Many cores would wait for that lock.
     """
     return min(_cores(), 16) if _cores() > 4 and pictures >= 2000 else 0
 
@@ -105,11 +106,14 @@ def _batches(source, pixels, batch_size, workers, start, skip_bad) -> Iterator[B
     else:
         threads = grain.ReadOptions(num_threads=_cores(), prefetch_buffer_size=max(2 * batch_size, _cores()))
         dataset = pictures.to_iter_dataset(threads).batch(batch_size, batch_fn=collate)
-    with contextlib.closing(iter(dataset)) as iterator:
-        hide = _hidden_main() if workers else contextlib.nullcontext()
+    with contextlib.ExitStack() as stack:
+        if workers:
+            stack.callback(gc.collect)  # Grain's closed iterators are cycles that hold the last batches' shared memory
+        iterator = stack.enter_context(contextlib.closing(iter(dataset)))
+        starting = _hidden_main() if workers else contextlib.nullcontext()
         while True:
             try:
-                with hide:
+                with starting:
                     batch = next(iterator)
             except StopIteration:
                 return
@@ -120,11 +124,11 @@ def _batches(source, pixels, batch_size, workers, start, skip_bad) -> Iterator[B
                     f"a worker process of {source.name} died ({error}): where memory or /dev/shm is short, "
                     "take fewer workers, smaller batches, or threads (workers 0)"
                 ) from error
-            hide = contextlib.nullcontext()
+            starting = contextlib.nullcontext()
             if batch.bad and not skip_bad:
                 bad = batch.bad[0]
                 raise InputError(
-                    f"{source.name}: picture {bad.index}, {bad.id}, cannot be decoded ({bad.reason}): "
+                    f"{source.name}: picture {bad.index}, {bad.id}, cannot be read ({bad.reason}): "
                     "replace it, or go on without it with --skip-bad (skip_bad=True)"
                 )
             yield batch
@@ -191,9 +195,13 @@ def _hidden_main() -> Iterator[None]:
 
     Grain spawns its workers when the first element is asked for, and sends them what they need by value (cloudpickle).
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _STARTING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+_STARTING = threading.Lock()

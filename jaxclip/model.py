@@ -23,6 +23,7 @@ class Model:
 
     Attributes:
         config: The checkpoint's :class:`~jaxclip.config.ModelConfig`.
+        dtype: The type of the computation.
         params: The parameters, an nnx state: pass it to :meth:`representation` in code that jits or shards itself.
         preprocess: Picture → uint8 crop [H, W, 3], as this checkpoint's training did it.
         tokenize: Strings → token ids [n, context length] (CLIPs only).
@@ -31,7 +32,7 @@ class Model:
     def __init__(self, config: ModelConfig, module: clip.CLIP | clip.Classifier):
         self.config = config
         self._graph, self.params = nnx.split(module)
-        self._dtype = module.vision.dtype
+        self.dtype = module.vision.dtype
         self._encode_image = jax.jit(self.representation, static_argnums=2)
         self._encode_text = jax.jit(self._text)
 
@@ -125,7 +126,7 @@ class Model:
         with self._precision():
             if images.dtype == jnp.uint8:
                 images = normalize(images, self.config.preprocess.mean, self.config.preprocess.std)
-            h, kept = nnx.merge(self._graph, params).encode_image(images.astype(self._dtype), layers)
+            h, kept = nnx.merge(self._graph, params).encode_image(images.astype(self.dtype), layers)
         return h.astype(jnp.float32), [a.astype(jnp.float32) for a in kept]
 
     def _text(self, params: nnx.State, tokens: Array) -> Array:
@@ -136,7 +137,7 @@ class Model:
 
     def _precision(self):
         # Left alone, a TPU multiplies float32 matrices in bfloat16 and an Ampere GPU in TF32.
-        return jax.default_matmul_precision("highest" if self._dtype == jnp.float32 else None)
+        return jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else None)
 
     def _text_config(self):
         if self.config.text is None:

@@ -94,7 +94,7 @@ def _resized(width: int, height: int, config: Preprocess) -> tuple[int, int]:
 
 
 def _margin(length: int, size: int) -> int:
-    """What is cut off before the centre; negative: what is padded. Halves go to even here, and down there (torchvision)."""
+    """What is cut off before the centre, or (negative) padded; halves go to even and down, as torchvision does."""
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 

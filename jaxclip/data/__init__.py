@@ -23,7 +23,7 @@ def imagenet_wnids() -> list[str]:
 
 
 def imagenet_classnames() -> list[str]:
-    """The 1,000 names that OpenAI's and open_clip's prompts use, in class order; two classes share "missile"."""
+    """The 1,000 names that OpenAI's and open_clip's prompts use, in class order ("missile" and "sunglasses" twice)."""
     return [entry["name"] for entry in read_json("imagenet_classes.json")]
 
 
