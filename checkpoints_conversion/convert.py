@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +40,7 @@ def convert(
         InputError: The source cannot be read, is of another model, or has a tensor too many, too few or misshapen.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()) and not overwrite:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
         raise InputError(f"{out} exists already: name another folder, or pass --overwrite")
     config = None if model is None else registry.model_config(model)
     digest = None
@@ -50,6 +51,8 @@ def convert(
         if entry.source is None:
             raise InputError(f"{model} has no published weights: {entry.note}")
         source, digest = entry.source, entry.sha256
+        if source.endswith(".pt") and entry.mirror is not None and importlib.util.find_spec("torch") is None:
+            source, digest = entry.mirror, None  # the same weights, in safetensors
     weights = open_weights(os.fspath(source), digest)
     if config is None:
         config = describe(weights.configs, weights.path.stem)

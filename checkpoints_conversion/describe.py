@@ -77,7 +77,7 @@ def _hf_clip(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelCo
         pool="argmax" if eos_id == 2 else "eos",
         eos_id=49407 if eos_id == 2 else eos_id,
     )
-    default = Preprocess(vision.image_size, convert_rgb="before")
+    default = Preprocess(vision.image_size, convert_rgb="over_white", crop_rounding="down")
     return ModelConfig(name, vision, _hf_pixels(pixels, default), text)
 
 
@@ -113,7 +113,9 @@ def _hf_resnet(data: dict[str, Any], pixels: dict[str, Any], name: str) -> Model
         if data.get(key, wanted) != wanted:
             raise InputError(f"config.json: {key} {data[key]!r} is not supported, only {wanted!r}")
     vision = config.ResNet(224, tuple(data["depths"]), width, data.get("downsample_in_bottleneck", False))
-    default = Preprocess(224, "shortest", 256, "bicubic", "before", config.IMAGENET_MEAN, config.IMAGENET_STD)
+    default = Preprocess(
+        224, "shortest", 256, "bicubic", "before", config.IMAGENET_MEAN, config.IMAGENET_STD, crop_rounding="down"
+    )
     return ModelConfig(name, vision, _hf_pixels(pixels, default), num_classes=_hf_classes(data))
 
 
@@ -147,6 +149,7 @@ def _hf_pixels(data: dict[str, Any], default: Preprocess) -> Preprocess:
         resize_to=None if resize_to == final else resize_to,
         interpolation=_PIL_FILTERS[resample],  # type: ignore[arg-type]
         convert_rgb=default.convert_rgb,
+        crop_rounding=default.crop_rounding,
         mean=tuple(data.get("image_mean", default.mean)),
         std=tuple(data.get("image_std", default.std)),
     )

@@ -98,8 +98,9 @@ class Preprocess:
 
     ``resize`` ``shortest``: the shorter side becomes ``resize_to`` pixels, then the centre ``size`` square is cropped;
     ``squash``: both sides become ``size``, whatever the aspect. ``convert_rgb`` says whether the reference converts to
-    RGB before it resizes (timm, torchvision, Hugging Face) or after (OpenAI, open_clip): outputs differ for palette,
-    RGBA, CMYK and 16-bit pictures.
+    RGB before it resizes (timm, torchvision) or after (OpenAI, open_clip), or puts the picture over white and then
+    resizes (transformers 5's CLIP): outputs differ for palette, RGBA, CMYK and 16-bit pictures. Where the centre is
+    half a pixel off, ``crop_rounding`` moves the crop to an ``even`` margin (torchvision) or ``down`` (transformers).
     """
 
     size: int
@@ -107,9 +108,10 @@ class Preprocess:
     resize_to: int | None = None
     """None means ``size``."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    convert_rgb: Literal["before", "after"] = "after"
+    convert_rgb: Literal["before", "after", "over_white"] = "after"
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
+    crop_rounding: Literal["even", "down"] = "even"
 
 
 Vision = ViT | CLIPResNet | ResNet

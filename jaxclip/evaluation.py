@@ -22,9 +22,11 @@ from jaxclip.datasets import Source, class_subset, label_map, open_source
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
 from jaxclip.loader import BadImage, Batch
+from jaxclip.mesh import batch_sharding, whole_batch
 from jaxclip.model import Model
 from jaxclip.models.clip import representation_size
 from jaxclip.progress import progress
+from jaxclip.store import Representations, check_bad, find
 from jaxclip.zero_shot import zero_shot_head
 
 JSON, CSV = "evaluation.json", "per_class.csv"
@@ -83,6 +85,7 @@ class Evaluation:
         data: Provenance of the data: name, fingerprint, number of pictures.
         head: What the head is: of the model, from text, or given; the classes that it chooses between.
         jaxclip: The version of the tool.
+        stored: Where the representations were read from; None where the pictures were.
     """
 
     top1: Accuracy
@@ -93,6 +96,7 @@ class Evaluation:
     data: dict[str, Any]
     head: dict[str, Any]
     jaxclip: str = jaxclip.__version__
+    stored: str | None = None
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes ``evaluation.json`` (all of this) and ``per_class.csv`` (accuracy of each class), both or none."""
@@ -141,9 +145,8 @@ def representations(
     *,
     batch_size: int = 64,
     workers: int | None = None,
-    start: int = 0,
+    indices: Sequence[int] | Int[np.ndarray, " n"] | None = None,
     skip_bad: bool = False,
-    device: jax.Device | jax.sharding.Sharding | None = None,
 ) -> Iterator[tuple[Float[Array, "b d"], Batch]]:
     """h(x) of every picture in order, in padded batches: rows with ``batch.mask`` False are to be left out.
 
@@ -152,21 +155,21 @@ def representations(
     Args:
         model: The encoder.
         source: The pictures.
-        batch_size: Rows of a batch.
+        batch_size: Rows of a batch, rounded up to a multiple of the devices that the parameters are on.
         workers: As in :func:`jaxclip.loader.batches`.
-        start: The index of the first picture.
+        indices: As in :func:`jaxclip.loader.batches`.
         skip_bad: As in :func:`jaxclip.loader.batches`.
-        device: Where pictures go; the first device by default.
 
     Raises:
         InputError: A picture cannot be decoded, and ``skip_bad`` is false.
     """
-    device = device or jax.devices()[0]
+    sharding = batch_sharding(model.params)
+    batch_size = whole_batch(batch_size, sharding)
     before = None
     for batch in loader.batches(
-        source, model.config.preprocess, batch_size, workers=workers, start=start, skip_bad=skip_bad
+        source, model.config.preprocess, batch_size, workers=workers, indices=indices, skip_bad=skip_bad
     ):
-        now = cast(Array, model.encode_image(jax.device_put(batch.images, device))), batch
+        now = cast(Array, model.encode_image(jax.device_put(batch.images, sharding))), batch
         if before is not None:
             yield before
         before = now
@@ -185,6 +188,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int | None = None,
     skip_bad: bool = False,
+    store: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
 ) -> Evaluation:
     """Measures a model's accuracy on a labelled data set.
@@ -202,6 +206,7 @@ def evaluate(
         batch_size: Pictures that go through the model at once. The last batch is padded: there is one compilation.
         workers: As in :func:`jaxclip.loader.batches`.
         skip_bad: Leave out pictures that cannot be decoded, and list them in the result.
+        store: A store of :func:`jaxclip.embed`; where the representations are in it, no picture is read.
         out: A folder to save the result to, see :meth:`Evaluation.save`.
 
     Raises:
@@ -217,8 +222,15 @@ def evaluate(
     total = np.zeros(len(source.classes), int)
     right = np.zeros((len(source.classes), k), int)
     bad: list[BadImage] = []
+    stored = None if store is None else find(store, model, source)
+    if stored is None:
+        found = representations(model, source, batch_size=batch_size, workers=workers, skip_bad=skip_bad)
+    else:
+        check_bad(stored, skip_bad)
+        found = _stored(stored, batch_size)
+        bad += stored.bad_images
     with progress(f"{model.config.name} on {source.name}", len(source)) as advance:
-        for h, batch in representations(model, source, batch_size=batch_size, workers=workers, skip_bad=skip_bad):
+        for h, batch in found:
             _check_labels(source, batch, answered)
             hits = np.asarray(top_k_hits(h, W, b, batch.labels, on_device, k=k))
             np.add.at(total, batch.labels[batch.mask], 1)
@@ -242,10 +254,23 @@ def evaluate(
         model={"name": model.config.name, "source": model.config.source, "dtype": str(model.dtype)},
         data={"name": source.name, "images": len(source), "fingerprint": source.fingerprint()},
         head=described,
+        stored=None if stored is None else str(stored.folder),
     )
     if out is not None:
         result.save(out)
     return result
+
+
+def _stored(stored: Representations, batch_size: int) -> Iterator[tuple[Float[np.ndarray, "b d"], Batch]]:
+    """What :func:`representations` gives, without the pictures."""
+    for rows, h in stored.batches(batch_size):
+        padding = batch_size - len(h)
+        labels, indices = (
+            np.pad(column[rows], (0, padding), constant_values=-1) for column in (stored.labels, stored.indices)
+        )
+        no_images = np.empty((batch_size, 0, 0, 3), np.uint8)
+        batch = Batch(no_images, labels, indices, indices >= 0, stored.ids[rows], ())
+        yield np.pad(h.astype(np.float32), ((0, padding), (0, 0))), batch
 
 
 def label_space(

@@ -1,8 +1,8 @@
 """Picture → uint8 crop, bit-exact with the reference libraries; then, on the device, the normalisation.
 
 The references are Pillow pipelines: open_clip's and OpenAI's inference transform, torchvision's presets, timm's
-evaluation transform. Pillow does the same work here, so equality rests on the order of steps and on rounding, which the
-tests compare. Rotation by EXIF is left undone, as it is there.
+evaluation transform, transformers' Pillow-backed image processors. Pillow does the same work here, so equality rests on
+the order of steps and on rounding, which the tests compare. Rotation by EXIF is left undone, as it is there.
 """
 
 import io
@@ -60,8 +60,10 @@ def preprocess(image: Image.Image, config: Preprocess) -> UInt8[np.ndarray, "siz
         InputError: The mode does not convert to RGB, or the picture is so narrow that resizing its shorter side would
             make more pixels than :func:`decode` accepts.
     """
-    if config.convert_rgb == "before":
-        image = _to_rgb(image)
+    if config.convert_rgb == "over_white" and image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), _convert(image, "RGBA"))
+    if config.convert_rgb != "after":
+        image = _convert(image, "RGB")
     size, width, height = config.size, *_resized(image.width, image.height, config)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > 2 * limit:
@@ -70,9 +72,9 @@ def preprocess(image: Image.Image, config: Preprocess) -> UInt8[np.ndarray, "siz
         )
     if (width, height) != image.size:
         image = image.resize((width, height), _FILTERS[config.interpolation])
-    left, top = _margin(width, size), _margin(height, size)
+    left, top = (_margin(length, size, config.crop_rounding) for length in (width, height))
     image = image.crop((left, top, left + size, top + size))
-    return np.asarray(_to_rgb(image))
+    return np.asarray(_convert(image, "RGB"))
 
 
 def normalize(
@@ -93,13 +95,15 @@ def _resized(width: int, height: int, config: Preprocess) -> tuple[int, int]:
     return (to, int(to * height / width)) if width <= height else (int(to * width / height), to)
 
 
-def _margin(length: int, size: int) -> int:
-    """What is cut off before the centre, or (negative) padded; halves go to even and down, as torchvision does."""
-    return round((length - size) / 2) if length >= size else -((size - length) // 2)
+def _margin(length: int, size: int, rounding: str) -> int:
+    """What is cut off before the centre, or (negative) padded; padding is rounded down, as torchvision does."""
+    if length < size:
+        return -((size - length) // 2)
+    return (length - size) // 2 if rounding == "down" else round((length - size) / 2)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _convert(image: Image.Image, mode: str) -> Image.Image:
     try:
-        return image.convert("RGB")
+        return image.convert(mode)
     except (ValueError, OSError) as error:
-        raise InputError(f"picture of mode {image.mode} cannot be converted to RGB: {error}") from error
+        raise InputError(f"picture of mode {image.mode} cannot be converted to {mode}: {error}") from error

@@ -282,6 +282,30 @@ def test_hub_and_url(tensors, model, tmp_path: Path, monkeypatch: pytest.MonkeyP
         sources.open_weights(url, "0" * 64)
 
 
+def test_published_weights_of_a_known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a SOURCE the registry's own is taken, with its digest; without PyTorch, its safetensors twin."""
+    from checkpoints_conversion import convert as module
+    from jaxclip import registry
+
+    class OpenedError(Exception):
+        pass
+
+    def open_weights(source: str, digest: str | None) -> None:
+        raise OpenedError(source, digest)
+
+    monkeypatch.setattr(module, "open_weights", open_weights)
+    entry = registry.lookup("ViT-B-32/openai")
+    with pytest.raises(OpenedError) as opened:
+        convert(None, entry.name, tmp_path / "out")
+    assert opened.value.args == (entry.source, entry.sha256) and len(entry.sha256) == 64
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OpenedError) as opened:
+        convert(None, entry.name, tmp_path / "out")
+    assert opened.value.args == (entry.mirror, None) and entry.mirror.endswith(".safetensors")
+    with pytest.raises(InputError, match="no published weights"):
+        convert(None, "RN50/imagenet_captions", tmp_path / "out")
+
+
 def test_offline_hub_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network the error names the repository, not a stack of retries."""
     import huggingface_hub
