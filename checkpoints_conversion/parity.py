@@ -17,9 +17,10 @@ import numpy as np
 import jaxclip
 from checkpoints_conversion import reference
 from checkpoints_conversion.convert import convert
-from checkpoints_conversion.verify import Difference, compare
+from checkpoints_conversion.verify import Difference, compare, inputs
+from jaxclip.config import ModelConfig
 from jaxclip.files import new_file
-from jaxclip.preprocess import decode
+from jaxclip.preprocess import decode, preprocess
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples"
@@ -156,14 +157,12 @@ def _save_archive(module, path: Path) -> Path:
     return path
 
 
-def run(
-    case: Case, crops_of: Callable[[jaxclip.model.Model], np.ndarray], seed: int = 0
-) -> dict[str, list[Difference]]:
+def run(case: Case, crops_of: Callable[[ModelConfig], np.ndarray], seed: int = 0) -> dict[str, list[Difference]]:
     """One case: build, randomise, save, convert, encode on both sides.
 
     Args:
         case: What to compare.
-        crops_of: The model → its uint8 pictures [n, s, s, 3].
+        crops_of: The model's configuration → uint8 pictures [n, s, s, 3].
         seed: Of the random weights.
 
     Returns:
@@ -173,17 +172,19 @@ def run(
         folder = Path(name)
         module, path = build_and_save(case, folder, seed)
         config = convert(path, case.model, folder / "converted")
-        out = {}
-        for dtype in ("float32", "bfloat16"):
-            model = jaxclip.load_model(folder / "converted", dtype=dtype)
-            out[dtype] = compare(model, module, config.source["format"], crops_of(model))
-        return out
+        crops = crops_of(config)
+        theirs = reference.features(module, config.source["format"], *inputs(config, crops))
+        del module  # the largest models fit into 24 GB once, not thrice
+        return {
+            dtype: compare(jaxclip.load_model(folder / "converted", dtype=dtype), crops, theirs)
+            for dtype in ("float32", "bfloat16")
+        }
 
 
-def real_crops(model: jaxclip.model.Model, n: int = 8) -> np.ndarray:
+def real_crops(config: ModelConfig, n: int = 8) -> np.ndarray:
     """``n`` of the 1,000 real ImageNet pictures of ``../shared/data/imagenet_samples``, evenly spaced."""
     files = sorted(SAMPLES.glob("*.JPEG"))
-    return np.stack([model.preprocess(decode(file)) for file in files[:: len(files) // n][:n]])
+    return np.stack([preprocess(decode(file), config.preprocess) for file in files[:: len(files) // n][:n]])
 
 
 def table(results: dict[str, dict]) -> str:

@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 
 import jaxclip
+from jaxclip.config import ModelConfig
 from jaxclip.errors import InputError
 from jaxclip.model import Model
-from jaxclip.preprocess import normalize
+from jaxclip.preprocess import normalize, preprocess
+from jaxclip.tokenizer import load_tokenizer
 
 SENTENCES = (
     "a photo of a cat.",
@@ -60,42 +62,37 @@ def difference(what: str, ours: np.ndarray, reference: np.ndarray) -> Difference
     )
 
 
-def features(model: Model, images: np.ndarray, tokens: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Our side of the comparison, with the keys of :func:`checkpoints_conversion.reference.features`."""
-    out = {"image": np.asarray(model.encode_image(images))}
+def inputs(config: ModelConfig, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """What the reference reads of uint8 crops [n, s, s, 3]: normalised pixels, and token ids where there is text."""
+    pixels = config.preprocess
+    images = np.asarray(normalize(jnp.asarray(crops), pixels.mean, pixels.std))
+    return images, None if config.text is None else load_tokenizer(config.text.context_length)(SENTENCES)
+
+
+def compare(model: Model, crops: np.ndarray, theirs: dict[str, np.ndarray]) -> list[Difference]:
+    """Our side of the comparison, and how far it is from the reference's.
+
+    Args:
+        model: The converted checkpoint.
+        crops: uint8 [n, s, s, 3].
+        theirs: What :func:`checkpoints_conversion.reference.features` made of the :func:`inputs` of the same crops.
+    """
+    _, tokens = inputs(model.config, crops)
+    ours = {"image": np.asarray(model.encode_image(crops))}
     if tokens is not None:
-        out["text"] = np.asarray(model.encode_text(tokens))
+        ours["text"] = np.asarray(model.encode_text(tokens))
     if model.head is not None:
         weight, bias = map(np.asarray, model.head)
-        out["logits"] = out["image"] @ weight.T + bias
-    return out
+        ours["logits"] = ours["image"] @ weight.T + bias
+    return [difference(what, ours[what], theirs[what]) for what in theirs]
 
 
-def sample_images(model: Model, n: int = 8, seed: int = 0) -> np.ndarray:
+def sample_crops(config: ModelConfig, n: int = 8, seed: int = 0) -> np.ndarray:
     """Made-up pictures [n, s, s, 3], uint8: smooth random colour fields, preprocessed as the model wants."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (n, 24, 32, 3), dtype=np.uint8)
     pictures = (Image.fromarray(x).resize((640, 480), Image.Resampling.BICUBIC) for x in small)
-    return np.stack([model.preprocess(picture) for picture in pictures])
-
-
-def compare(model: Model, module, source_format: str, crops: np.ndarray) -> list[Difference]:
-    """Both sides on the same crops.
-
-    Args:
-        model: The converted checkpoint.
-        module: The reference model.
-        source_format: As :func:`checkpoints_conversion.tables.detect` names it.
-        crops: uint8 [n, s, s, 3].
-    """
-    from checkpoints_conversion import reference
-
-    pixels = model.config.preprocess
-    images = np.asarray(normalize(jnp.asarray(crops), pixels.mean, pixels.std))
-    tokens = np.asarray(model.tokenize(SENTENCES)) if model.config.text is not None else None
-    theirs = reference.features(module, source_format, images, tokens)
-    ours = features(model, crops, tokens)
-    return [difference(what, ours[what], theirs[what]) for what in theirs]
+    return np.stack([preprocess(picture, config.preprocess) for picture in pictures])
 
 
 def verify(source: str | os.PathLike, checkpoint: str | os.PathLike) -> list[Difference]:
@@ -121,4 +118,5 @@ def verify(source: str | os.PathLike, checkpoint: str | os.PathLike) -> list[Dif
     except ImportError as error:
         raise InputError(f"--verify needs the reference libraries ({error}): pip install jaxclip[parity]") from None
     reference.load(module, open_weights(os.fspath(source)))
-    return compare(model, module, source_format, sample_images(model))
+    crops = sample_crops(model.config)
+    return compare(model, crops, reference.features(module, source_format, *inputs(model.config, crops)))

@@ -17,7 +17,7 @@ for package in ("torch", "torchvision", "open_clip", "timm", "transformers"):
 import jaxclip
 from checkpoints_conversion import parity, reference
 from checkpoints_conversion.convert import convert
-from checkpoints_conversion.verify import compare, verify
+from checkpoints_conversion.verify import Difference, compare, inputs, verify
 from jaxclip import config
 
 FAST = ("open_clip ViT-B-32", "openai RN50-quickgelu", "timm resnet50", "torchvision vit_b_32")
@@ -77,7 +77,7 @@ def test_open_clip_variant(name: str, tmp_path: Path) -> None:
     save_file(module.state_dict(), tmp_path / "open_clip_model.safetensors")
     convert(tmp_path / "open_clip_model.safetensors", str(tmp_path / "config.json"), tmp_path / "out")
     model = jaxclip.load_model(tmp_path / "out")
-    for d in compare(model, module, "open_clip", crops(model)):
+    for d in agree(model, module, "open_clip"):
         assert d.relative < 5e-6, f"{d.what}: relative error {d.relative:.2e}"
 
 
@@ -109,7 +109,7 @@ def test_hugging_face_folder(cfg: config.ModelConfig, tmp_path: Path) -> None:
         assert read.vision == cfg.vision
     assert read.text == cfg.text
     model = jaxclip.load_model(tmp_path / "out")
-    for d in compare(model, module, source_format, crops(model)):
+    for d in agree(model, module, source_format):
         assert d.relative < 5e-6, f"{d.what}: relative error {d.relative:.2e}"
     if source_format == "hf_clip":
         for d in verify(tmp_path / "hf", tmp_path / "out"):
@@ -127,7 +127,7 @@ def test_timm_hub_folder(name: str, tmp_path: Path) -> None:
     convert(tmp_path / "timm", None, tmp_path / "out")
     model = jaxclip.load_model(tmp_path / "out")
     assert model.head is not None and model.head[0].shape == (7, module.embed_dim)
-    for d in compare(model, module, "timm_vit", crops(model)):
+    for d in agree(model, module, "timm_vit"):
         assert d.relative < 1e-5, f"{d.what}: relative error {d.relative:.2e}"
 
 
@@ -143,10 +143,11 @@ def test_comparison_sees_a_wrong_activation(tmp_path: Path) -> None:
     save_file(module.state_dict(), tmp_path / "model.safetensors")
     convert(tmp_path / "model.safetensors", str(tmp_path / "config.json"), tmp_path / "out")
     model = jaxclip.load_model(tmp_path / "out")
-    assert min(d.relative for d in compare(model, module, "open_clip", crops(model))) > 1e-4
+    assert min(d.relative for d in agree(model, module, "open_clip")) > 1e-4
 
 
-def crops(model) -> np.ndarray:
-    """Noise: what is compared is arithmetic, and noise excites every frequency of the patch embedding."""
+def agree(model, module, source_format: str) -> list[Difference]:
+    """Both sides on noise: what is compared is arithmetic, and noise excites every frequency of the patch embedding."""
     size = model.config.preprocess.size
-    return np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    crops = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    return compare(model, crops, reference.features(module, source_format, *inputs(model.config, crops)))
