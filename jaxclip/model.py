@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from jaxclip import checkpoint
-from jaxclip.config import ModelConfig
+from jaxclip.config import ModelConfig, Preprocess
 from jaxclip.errors import InputError
 from jaxclip.models import clip
 from jaxclip.preprocess import normalize, preprocess
@@ -25,6 +25,8 @@ class Model:
         config: The checkpoint's :class:`~jaxclip.config.ModelConfig`.
         dtype: The type of the computation.
         params: The parameters, an nnx state: pass it to :meth:`representation` in code that jits or shards itself.
+        representation: ``(params, uint8 or normalised images [n, H, W, 3], layers=()) -> (h [n, d], activations)``, the
+            pure function behind :meth:`encode_image`: trace it, shard it, differentiate it.
         preprocess: Picture → uint8 crop [H, W, 3], as this checkpoint's training did it.
         tokenize: Strings → token ids [n, context length] (CLIPs only).
     """
@@ -33,8 +35,10 @@ class Model:
         self.config = config
         self._graph, self.params = nnx.split(module)
         self.dtype = module.vision.dtype
+        # Functions of the parameters alone, not of self: a model that is deleted gives its memory back at once.
+        self.representation = functools.partial(_representation, self._graph, config.preprocess, self.dtype)
         self._encode_image = jax.jit(self.representation, static_argnums=2)
-        self._encode_text = jax.jit(self._text)
+        self._encode_text = jax.jit(functools.partial(_text, self._graph, self.dtype))
 
     def encode_image(
         self,
@@ -119,26 +123,6 @@ class Model:
 
         return load_tokenizer(self._text_config().context_length)
 
-    def representation(
-        self, params: nnx.State, images: Array, layers: tuple[int, ...] = ()
-    ) -> tuple[Float[Array, "n d"], list[Array]]:
-        """The pure function behind :meth:`encode_image`: trace it, shard it, differentiate it."""
-        with self._precision():
-            if images.dtype == jnp.uint8:
-                images = normalize(images, self.config.preprocess.mean, self.config.preprocess.std)
-            h, kept = nnx.merge(self._graph, params).encode_image(images.astype(self.dtype), layers)
-        return h.astype(jnp.float32), [a.astype(jnp.float32) for a in kept]
-
-    def _text(self, params: nnx.State, tokens: Array) -> Array:
-        with self._precision():
-            module = nnx.merge(self._graph, params)
-            assert isinstance(module, clip.CLIP)
-            return module.encode_text(tokens).astype(jnp.float32)
-
-    def _precision(self):
-        # Left alone, a TPU multiplies float32 matrices in bfloat16 and an Ampere GPU in TF32.
-        return jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else None)
-
     def _text_config(self):
         if self.config.text is None:
             raise InputError(f"{self.config.name} is a classifier: it has no text tower")
@@ -151,6 +135,33 @@ class Model:
                 f"images are {height}x{width} pixels, not multiples of {multiple}: "
                 f"model.preprocess gives {self.config.preprocess.size}x{self.config.preprocess.size}"
             )
+
+
+def _representation(
+    graph: nnx.GraphDef,
+    pixels: Preprocess,
+    dtype: jnp.dtype,
+    params: nnx.State,
+    images: Array,
+    layers: tuple[int, ...] = (),
+) -> tuple[Float[Array, "n d"], list[Array]]:
+    with _precision(dtype):
+        if images.dtype == jnp.uint8:
+            images = normalize(images, pixels.mean, pixels.std)
+        h, kept = nnx.merge(graph, params).encode_image(images.astype(dtype), layers)
+    return h.astype(jnp.float32), [a.astype(jnp.float32) for a in kept]
+
+
+def _text(graph: nnx.GraphDef, dtype: jnp.dtype, params: nnx.State, tokens: Array) -> Float[Array, "n d"]:
+    with _precision(dtype):
+        module = nnx.merge(graph, params)
+        assert isinstance(module, clip.CLIP)
+        return module.encode_text(tokens).astype(jnp.float32)
+
+
+def _precision(dtype: jnp.dtype):
+    # Left alone, a TPU multiplies float32 matrices in bfloat16 and an Ampere GPU in TF32.
+    return jax.default_matmul_precision("highest" if dtype == jnp.float32 else None)
 
 
 def load_model(

@@ -182,3 +182,21 @@ def test_one_block_is_compiled_whatever_the_depth() -> None:
         return run.lower(state, jnp.zeros((1, 32, 32, 3))).as_text().count("\n")
 
     assert length(12) == length(3)
+
+
+def test_a_deleted_model_gives_its_memory_back_at_once() -> None:
+    """A model in a reference cycle would stay until the garbage collector comes, and two large ones not fit at once."""
+    import gc
+    import weakref
+
+    from jaxclip.model import Model
+
+    model = Model(config.ModelConfig("tiny", TINY, PIXELS, TEXT), build(TINY))
+    model.encode_image(np.zeros((2, 32, 32, 3), np.uint8))
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
