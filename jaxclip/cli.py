@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from jaxclip.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxclip.datasets import Source
+    from jaxclip.loader import BadImage
 
 
 def models() -> None:
@@ -96,6 +100,7 @@ def evaluate(
     workers: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     skip_bad: bool = False,
+    store: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Measure top-1 and top-5 accuracy: zero-shot for a CLIP, by its own head for a classifier.
@@ -115,15 +120,17 @@ def evaluate(
         workers: Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores.
         dtype: Type of the computation.
         skip_bad: Go on after a picture that cannot be decoded, and report it.
+        store: A store of `jaxclip embed`: where the representations are in it, they are read, not computed.
         out: A folder to write evaluation.json and per_class.csv to.
     """
     from jaxclip import evaluation
     from jaxclip.datasets import open_source
+    from jaxclip.mesh import local_mesh, parameter_sharding
     from jaxclip.model import load_model
 
     source = open_source(data, split, data_dir)
     result = evaluation.evaluate(
-        load_model(model, dtype=dtype),
+        load_model(model, dtype=dtype, sharding=parameter_sharding(local_mesh())),
         source,
         classes=None if classes is None else _read_classes(classes),
         templates=None if templates is None else _read_lines(templates),
@@ -131,6 +138,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         skip_bad=skip_bad,
+        store=store,
         out=out,
     )
     _print_table(
@@ -141,13 +149,299 @@ def evaluate(
             for name, a in (("top-1", result.top1), ("top-5", result.top5))
         ],
     )
-    if result.bad_images:
-        n = len(result.bad_images)
-        print(f"{n} {'picture' if n == 1 else 'pictures'} could not be decoded; no number above counts them:")
-        for bad in result.bad_images:
-            print(f"  {bad.id}: {bad.reason}")
+    _print_bad(result.bad_images, "no number above counts them")
+    if store is not None:
+        print(f"representations: {result.stored or f'computed, as {store} has none of this model on this data'}")
     if out is not None:
         print(f"written: {out / evaluation.JSON}, {out / evaluation.CSV}")
+
+
+def embed(
+    *,
+    model: Path,
+    data: str,
+    out: Path,
+    split: str | None = None,
+    data_dir: Path | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    store_dtype: Literal["float32", "float16"] = "float32",
+    skip_bad: bool = False,
+    fsdp: bool = False,
+    distributed: bool = False,
+) -> None:
+    """Store a model's representations of a data set, once: what is there is found again, what is missing is computed.
+
+    Args:
+        model: A checkpoint folder, from `jaxclip convert`.
+        data: A folder, a tar or a data set's name, as for `jaxclip evaluate`.
+        out: The store: a folder that may hold the representations of many models on many data sets.
+        split: Which split of the data. Left out: the usual one.
+        data_dir: Where tfds keeps prepared data sets. Left out: its own default.
+        batch_size: Pictures that go through the model at once, over all devices of a process.
+        workers: Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores.
+        dtype: Type of the computation.
+        store_dtype: Type of the stored numbers.
+        skip_bad: Go on after a picture that cannot be decoded, and list it in the manifest.
+        fsdp: Shard the parameters over the devices of each process, for models that do not fit on one.
+        distributed: This is one of several processes, started by srun or on every TPU VM.
+    """
+    import jax
+
+    from jaxclip import embedding, mesh
+    from jaxclip.checkpoint import read_config
+    from jaxclip.datasets import open_source
+    from jaxclip.model import load_model
+
+    if distributed:
+        mesh.start_processes()
+    sharding = mesh.parameter_sharding(mesh.local_mesh(), read_config(model) if fsdp else None)
+    stored = embedding.embed(
+        load_model(model, dtype=dtype, sharding=sharding),
+        open_source(data, split, data_dir),
+        out,
+        store_dtype=store_dtype,
+        batch_size=batch_size,
+        workers=workers,
+        skip_bad=skip_bad,
+    )
+    if jax.process_index() > 0:
+        return
+    n, d = stored.shape
+    rounding = (
+        f" (rounded by up to {stored.manifest['rounding']:.1e} of a row's length)"
+        if stored.manifest["rounding"]
+        else ""
+    )
+    print(f"{n:,} x {d} {stored.dtype}{rounding}: {stored.folder}")
+    _print_bad(stored.bad_images, "they have no row")
+
+
+def analyze(
+    *,
+    model: Path,
+    data: tuple[Path, ...],
+    out: Path = Path("analysis"),
+    data_dir: Path | None = None,
+    importance: Literal["cosine", "projection"] = "cosine",
+    directions: Literal["head", "coordinates"] = "head",
+    negatives: Literal["balanced", "all"] = "balanced",
+    x: Literal["full", "subset"] = "full",
+    seed: int = 0,
+) -> None:
+    """Analyse one model from its stored representations: accuracy, outlier features, directions, pruning, concepts.
+
+    Args:
+        model: A checkpoint folder, from `jaxclip convert`.
+        data: Stores of `jaxclip embed`, or folders of single keys in them: all that they have of the model is used.
+        out: The folder to write index.html, analysis.json, tables/ and figures/ to.
+        data_dir: Where tfds keeps prepared data sets, for Broden's concepts. Left out: its own default.
+        importance: How a direction of the head is weighted.
+        directions: Where concepts are looked for: the head's singular directions, or the unit coordinates.
+        negatives: What a concept's images are told from: as many others, or all others.
+        x: What predicts accuracy under shift: ImageNet accuracy on all classes, or on the classes of each shift.
+        seed: Of the samples and the bootstrap intervals.
+    """
+    from jaxclip.analyze import Options, analyze_stored, save_json
+    from jaxclip.model import load_model
+    from jaxclip.sections import of_one, write
+
+    options = Options(importance=importance, directions=directions, negatives=negatives, x=x, seed=seed)
+    result = analyze_stored(load_model(model), data, options, data_dir)
+    sections = of_one(result)
+    for section in sections:
+        section.print()
+    for what in result.missing:
+        print(f"not there: {what}")
+    save_json(out / "analysis.json", result)
+    print(f"written: {write(out, f'{result.model}: every analysis', '', sections)}, {out / 'analysis.json'}")
+
+
+def robustness(
+    *,
+    accuracies: Path | None = None,
+    out: Path = Path("robustness"),
+    x: Literal["full", "subset"] = "full",
+    seed: int = 0,
+) -> None:
+    """Effective robustness of your own models, from their accuracies; or of the checkpoints with published ones.
+
+    Args:
+        accuracies: A CSV of your models: model, imagenet, imagenet_v2, imagenet_r, imagenet_sketch, objectnet,
+            imagenet_a; accuracies from 0 to 1.
+        out: The folder to write the tables and the figure to.
+        x: ImageNet accuracy on all classes, or on the classes of each shift.
+        seed: Of the bootstrap intervals.
+    """
+    from experiments.effective_robustness import run
+
+    run(accuracies, out, x, seed)
+
+
+def finetune(
+    *,
+    model: Path,
+    data: str,
+    out: Path,
+    mode: Literal["full", "lp-ft", "head"] = "full",
+    config: str = "finetune",
+    epochs: float | None = None,
+    probe_epochs: float = 1.0,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    seed: int | None = None,
+    split: str | None = None,
+    data_dir: Path | None = None,
+    validation: str | None = None,
+    classes: Path | None = None,
+    templates: Path | None = None,
+    workers: int | None = None,
+    tensorboard: bool = False,
+) -> None:
+    """Fine-tune a CLIP's image encoder on labelled pictures, from its zero-shot head; killed runs go on.
+
+    Args:
+        model: A CLIP's checkpoint folder.
+        data: Training data: a folder, a tar or a data set's name, as for `jaxclip evaluate`.
+        out: The folder to write: `last` and, with --validation, `best` are checkpoints, and so is `zero_shot`, what it
+            began as. The same command again goes on with a run that was killed.
+        mode: End to end; linear probe, then end to end; or the head alone.
+        config: The recipe: a name in experiments/configs or a .py file.
+        epochs: Passes over the data. Left out, as the next four: the recipe's.
+        probe_epochs: Passes over the data for the linear probe of lp-ft.
+        batch_size: Pictures of a step.
+        learning_rate: At its peak.
+        dtype: Type of the computation; parameters are float32.
+        seed: Of the order, the augmentation and the rest.
+        split: Which split of the data. Left out: train, where the data is a known data set.
+        data_dir: Where tfds keeps prepared data sets. Left out: its own default.
+        validation: Labelled data to choose the best checkpoint by.
+        classes: As for `jaxclip evaluate`.
+        templates: As for `jaxclip evaluate`.
+        workers: Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores.
+        tensorboard: Write TensorBoard's events too.
+    """
+    from jaxclip.datasets import open_source
+    from jaxclip.training import recipe, runs
+
+    chosen, _ = recipe.read(config)
+    written = runs.finetune(
+        model,
+        _training_data(data, split, data_dir),
+        out,
+        recipe.override(chosen, epochs, batch_size, learning_rate, dtype, seed),
+        mode=mode,
+        probe_epochs=probe_epochs,
+        classes=None if classes is None else _read_classes(classes),
+        templates=None if templates is None else _read_lines(templates),
+        validation=None if validation is None else open_source(validation, None, data_dir),
+        workers=workers,
+        tensorboard=tensorboard,
+    )
+    print(f"written: {written}")
+
+
+def train(
+    what: Annotated[Literal["supervised", "clip"], tyro.conf.Positional],
+    /,
+    *,
+    config: str,
+    data: str,
+    out: Path,
+    images: Path | None = None,
+    start: Path | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    seed: int | None = None,
+    split: str | None = None,
+    data_dir: Path | None = None,
+    validation: str | None = None,
+    workers: int | None = None,
+    tensorboard: bool = False,
+    distributed: bool = False,
+) -> None:
+    """Train a classifier from labels (supervised), or a CLIP from captions (clip); killed runs go on.
+
+    Args:
+        what: What to train.
+        config: The recipe and the model: a name in experiments/configs or a .py file.
+        data: For supervised, a folder, a tar or a data set's name, as for `jaxclip evaluate`. For clip, a .csv with
+            columns path and caption, .tar shards with KEY.jpg and KEY.txt, or ImageNet-Captions' .json.
+        out: The folder to write: `last` and, with --validation, `best` are checkpoints. The same command again goes on
+            with a run that was killed.
+        images: For clip, the folder that the captions' paths start from. Left out: that of the file.
+        start: For clip, a checkpoint to begin with. Left out: a fresh model.
+        epochs: Passes over the data. Left out, as the next four: the recipe's.
+        batch_size: Pictures of a step.
+        learning_rate: At its peak.
+        dtype: Type of the computation; parameters are float32.
+        seed: Of the initialisation, the order, the augmentation and the rest.
+        split: Which split of the data. Left out: train, where the data is a known data set.
+        data_dir: Where tfds keeps prepared data sets. Left out: its own default.
+        validation: Labelled data to choose the best checkpoint by: for clip, by zero-shot accuracy.
+        workers: Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores.
+        tensorboard: Write TensorBoard's events too.
+        distributed: This is one of several processes, started by srun or on every TPU VM.
+    """
+    from jaxclip.datasets import open_source
+    from jaxclip.mesh import start_processes
+    from jaxclip.training import recipe, runs
+    from jaxclip.training.data import open_captions
+
+    if distributed:
+        start_processes()
+    chosen, architecture = recipe.read(config)
+    if architecture is None:
+        raise InputError(f"configuration {config} has no MODEL to train")
+    chosen = recipe.override(chosen, epochs, batch_size, learning_rate, dtype, seed)
+    scored = None if validation is None else open_source(validation, None, data_dir)
+    if what == "clip":
+        written = runs.from_captions(
+            architecture,
+            open_captions(data, images),
+            out,
+            chosen,
+            start=start,
+            validation=scored,
+            workers=workers,
+            tensorboard=tensorboard,
+        )
+    else:
+        if start is not None or images is not None:
+            raise InputError("--start and --images are for `jaxclip train clip`")
+        source = _training_data(data, split, data_dir)
+        written = runs.supervised(
+            architecture, source, out, chosen, validation=scored, workers=workers, tensorboard=tensorboard
+        )
+    print(f"written: {written}")
+
+
+def interpolate(
+    a: Annotated[Path, tyro.conf.Positional],
+    b: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    out: Path,
+    alpha: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    overwrite: bool = False,
+) -> None:
+    """Write checkpoints on the line between two: (1 - alpha) A + alpha B (WiSE-FT).
+
+    Args:
+        a: The checkpoint at alpha 0: the zero_shot folder that `jaxclip finetune` wrote.
+        b: The checkpoint at alpha 1: its last or best.
+        out: The folder for alpha_0.50 and so on.
+        alpha: Where on the line.
+        overwrite: Replace folders that exist.
+    """
+    from jaxclip.interpolate import interpolate_checkpoints
+
+    for folder in interpolate_checkpoints(a, b, alpha, out, overwrite=overwrite).values():
+        print(f"written: {folder}")
 
 
 def quickstart(*, out: Path = Path("quickstart"), seed: int = 0) -> None:
@@ -167,6 +461,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "datasets": datasets,
     "convert": convert,
     "evaluate": evaluate,
+    "embed": embed,
+    "finetune": finetune,
+    "train": train,
+    "interpolate": interpolate,
+    "analyze": analyze,
+    "robustness": robustness,
     "quickstart": quickstart,
 }
 
@@ -203,6 +503,15 @@ def _fail(message: str) -> int:
     return 2
 
 
+def _training_data(data: str, split: str | None, data_dir: Path | None) -> "Source":
+    """Opens training data: of a known data set the train split, where none is named."""
+    from jaxclip.datasets import open_source
+    from jaxclip.datasets.named import KNOWN
+
+    known = data.partition("/")[0] in KNOWN and not Path(data).exists()
+    return open_source(data, "train" if known and split is None else split, data_dir)
+
+
 def _read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty."""
     try:
@@ -226,6 +535,13 @@ def _read_classes(path: Path) -> list[str] | dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise InputError(f"{path} is not a JSON object from the data's classes to names")
     return found
+
+
+def _print_bad(bad_images: "tuple[BadImage, ...]", consequence: str) -> None:
+    if n := len(bad_images):
+        print(f"{n} {'picture' if n == 1 else 'pictures'} could not be decoded; {consequence}:")
+    for bad in bad_images:
+        print(f"  {bad.id}: {bad.reason}")
 
 
 def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

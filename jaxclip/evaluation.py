@@ -223,6 +223,7 @@ def evaluate(
     right = np.zeros((len(source.classes), k), int)
     bad: list[BadImage] = []
     stored = None if store is None else find(store, model, source)
+    found: Iterator[tuple[Any, Batch]]
     if stored is None:
         found = representations(model, source, batch_size=batch_size, workers=workers, skip_bad=skip_bad)
     else:

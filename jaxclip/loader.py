@@ -51,10 +51,10 @@ def batches(
     batch_size: int,
     *,
     workers: int | None = None,
-    start: int = 0,
+    indices: Sequence[int] | Int[np.ndarray, " n"] | None = None,
     skip_bad: bool = False,
 ) -> Iterator[Batch]:
-    """Reads, decodes and preprocesses a source, in its order, the same whatever the number of workers.
+    """Reads, decodes and preprocesses a source, in order, the same whatever the number of workers.
 
     Worker processes are spawned by Grain. They import nothing of the caller's script, so it needs no
     ``if __name__ == "__main__"``; the source must be picklable.
@@ -64,7 +64,7 @@ def batches(
         pixels: What each goes through.
         batch_size: Rows of every batch; the last one is padded.
         workers: Processes that decode; 0 decodes in threads of this process; None is :func:`default_workers`.
-        start: The index of the first picture.
+        indices: Which pictures, in which order; -1 leaves a row empty, as padding does. None is all in order.
         skip_bad: Go on after a picture that cannot be decoded, and report it in ``Batch.bad``.
 
     Raises:
@@ -72,13 +72,16 @@ def batches(
     """
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}: it must be at least 1")
-    if not 0 <= start <= len(source):
-        raise InputError(f"start is {start}, but {source.name} has {len(source)} pictures")
+    if indices is None:
+        indices = range(len(source))
+    least, most = np.min(indices, initial=0), np.max(indices, initial=-1)
+    if least < -1 or most >= len(source):
+        raise InputError(f"indices go from {least} to {most}, but {source.name} has {len(source)} pictures")
     if workers is None:
-        workers = default_workers(len(source) - start)
+        workers = default_workers(len(indices))
     if workers < 0:
         raise InputError(f"workers is {workers}: it must be 0 (threads) or more")
-    return _batches(source, pixels, batch_size, workers, start, skip_bad)
+    return _batches(source, pixels, batch_size, workers, indices, skip_bad)
 
 
 def default_workers(pictures: int) -> int:
@@ -91,10 +94,10 @@ def default_workers(pictures: int) -> int:
     return min(_cores(), 16) if _cores() > 4 and pictures >= 2000 else 0
 
 
-def _batches(source, pixels, batch_size, workers, start, skip_bad) -> Iterator[Batch]:
+def _batches(source, pixels, batch_size, workers, indices, skip_bad) -> Iterator[Batch]:
     load = functools.partial(_load, source, pixels)
     collate = functools.partial(_collate, pixels.size, batch_size)
-    pictures = grain.MapDataset.range(start, len(source)).map(load)
+    pictures = grain.MapDataset.source(indices).map(load)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain 0.2.18 reads a flag of its own and fails otherwise (google/grain#1355)
@@ -143,6 +146,9 @@ class _Loaded(NamedTuple):
 
 
 def _load(source: Source, pixels: Preprocess, index: int) -> _Loaded:
+    index = int(index)
+    if index < 0:
+        return _Loaded(None, -1, -1, "", None)
     name, label = f"index {index}", -1
     try:
         example = source[index]
@@ -161,7 +167,7 @@ def _collate(size: int, batch_size: int, loaded: Sequence[_Loaded]) -> Batch:
         labels[row], indices[row] = picture.label, picture.place
         if picture.image is not None:
             images[row], mask[row] = picture.image, True
-    ids = tuple(picture.id for picture in loaded)
+    ids = tuple(picture.id for picture in loaded if picture.place >= 0)
     return Batch(images, labels, indices, mask, ids, tuple(p.bad for p in loaded if p.bad is not None))
 
 

@@ -1,4 +1,4 @@
-"""The quickstart: a toy CLIP and a toy classifier, trained on scikit-learn's handwritten digits and compared under shift.
+"""The quickstart: a toy CLIP and a toy classifier, trained on scikit-learn's digits and compared under shift.
 
 It goes the whole way that real checkpoints go (towers, Orbax, ``load_model``, the zero-shot head, the analyses, the
 report) with nothing to download. The training loop is deliberately small; nothing here says anything about the paper.
@@ -8,8 +8,10 @@ import dataclasses
 import functools
 import html
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,16 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jaxclip import checkpoint, report
+from jaxclip.analysis import (
+    ActivationStats,
+    ActivationSummary,
+    ConceptCounts,
+    PrivilegedDirections,
+    concept_counts,
+    linear_cka,
+    privileged_directions,
+    prune_sweep,
+)
 from jaxclip.config import ModelConfig, Preprocess, Text, ViT
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy
@@ -52,8 +64,20 @@ TEMPLATES = (
     "a small picture of a {}.",
     "this is a {}.",
 )
+CONCEPTS: dict[str, tuple[int, ...]] = {name: (digit,) for digit, name in enumerate(CLASSNAMES)} | {
+    "even": (0, 2, 4, 6, 8),
+    "odd": (1, 3, 5, 7, 9),
+    "above four": (5, 6, 7, 8, 9),
+    "closed loop": (0, 6, 8, 9),
+    "straight strokes only": (1, 4, 7),
+    "round at the bottom": (0, 3, 5, 6, 8),
+}
+"""What is looked for in the representations: which digits show which concept."""
 HELD_OUT = "held-out"
-STEPS, BATCH, LEARNING_RATE = 600, 64, 1e-3
+STEPS, BATCH, LEARNING_RATE = 450, 64, 2e-3
+
+FRACTIONS = np.linspace(0, 1, 11)
+"""Shares of the head's directions to prune."""
 
 _PIXELS = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _VISION = ViT(image_size=32, patch_size=8, width=64, layers=4, heads=2, mlp_width=256)
@@ -62,76 +86,118 @@ CONFIGS = {
     "clip": ModelConfig("quickstart-clip", dataclasses.replace(_VISION, output_dim=64), _PIXELS, text=_TEXT),
     "supervised": ModelConfig("quickstart-supervised", _VISION, _PIXELS, num_classes=len(CLASSNAMES)),
 }
-LABELS = {"clip": "CLIP, zero-shot head", "supervised": "Supervised"}
+LABELS = {"clip": "CLIP", "supervised": "Supervised"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """What :func:`quickstart` finds.
+    """What :func:`quickstart` finds. All dictionaries are by model: ``clip``, ``supervised``.
 
     Attributes:
-        accuracy: For each model (``clip``, ``supervised``) and each set of pictures (``held-out`` and the shifts).
-        losses: The training loss of each model at each step.
+        accuracy: On each set of pictures (``held-out`` and the shifts).
+        losses: The training loss at each step.
+        activations: Kurtosis and outlier features on the held-out digits.
+        directions: The head's directions, ranked on the held-out digits.
+        pruned: Accuracy on each set of pictures for each of ``FRACTIONS``.
+        concepts: Which of ``CONCEPTS`` the directions encode, on the held-out digits.
+        cka: Linear CKA between the two models, on each set of pictures.
         report: The page.
     """
 
     accuracy: dict[str, dict[str, Accuracy]]
     losses: dict[str, Float[np.ndarray, " steps"]]
+    activations: dict[str, ActivationSummary]
+    directions: dict[str, PrivilegedDirections]
+    pruned: dict[str, dict[str, Float[np.ndarray, " fractions"]]]
+    concepts: dict[str, ConceptCounts]
+    cka: dict[str, float]
     report: Path
 
 
+class Classified(NamedTuple):
+    """A model on all sets of pictures: its head, and by set the representations and the classes it chooses."""
+
+    W: Float[Array, "c d"]
+    b: Float[Array, " c"]
+    h: dict[str, Float[Array, "n d"]]
+    chosen: dict[str, Int[np.ndarray, " n"]]
+
+
 def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: int = STEPS) -> Quickstart:
-    """Trains both models, evaluates them on held-out digits and on five shifts, prints a table, writes a report.
+    """Trains both models, evaluates and analyses them on held-out digits and five shifts, writes a report.
 
     The same seed gives the same numbers and the same report on the same machine.
 
     Args:
         out: The folder to write: checkpoints ``clip/`` and ``supervised/``, and ``report.html``. An earlier
             quickstart's are replaced.
-        seed: Of the split, the initialisation, the batches and the shifts.
+        seed: Of the split, the initialisation, the batches, the shifts and the analyses' samples.
         steps: Of training, for each model.
 
     Raises:
         InputError: ``out`` is a file, or has a folder of one of these names that is no quickstart's.
     """
-    out = Path(out)
+    start, out, console = time.monotonic(), Path(out), Console()
     _check_free(out)
-    console = Console()
     console.print(f"[bold yellow]{TOY}[/]")
-    split_key, train_key, shift_key = jax.random.split(jax.random.key(seed), 3)
+    split_key, train_key, shift_key, concept_key = jax.random.split(jax.random.key(seed), 4)
     (train_images, train_labels), (images, labels) = digits(split_key)
-
-    captions = load_tokenizer(_TEXT.context_length)([t.format(name) for name in CLASSNAMES for t in TEMPLATES])
-    captions = captions[:, : 1 + np.flatnonzero(captions.any(axis=0))[-1]].reshape(len(CLASSNAMES), len(TEMPLATES), -1)
+    training: dict[str, Loss] = {
+        "clip": functools.partial(contrastive_loss, captions=jnp.asarray(captions())),
+        "supervised": class_loss,
+    }
     losses = {}
-    for name, loss in (("clip", functools.partial(contrastive_loss, captions=captions)), ("supervised", class_loss)):
+    for name, loss in training.items():
         model, losses[name] = train(
             CONFIGS[name], loss, train_images, train_labels, steps=steps, key=train_key, what=f"train {name}"
         )
         checkpoint.save(out / name, CONFIGS[name], checkpoint.named(model), overwrite=True)
 
-    models = {name: load_model(out / name) for name in CONFIGS}
     sets = {HELD_OUT: images} | {
         name: shift(images, key)
         for (name, shift), key in zip(SHIFTS.items(), jax.random.split(shift_key, len(SHIFTS)), strict=True)
     }
-    heads = {"clip": (zero_shot_head(models["clip"], CLASSNAMES, TEMPLATES), jnp.zeros(len(CLASSNAMES)))}
-    heads["supervised"] = models["supervised"].head
-    h = {name: {s: model.encode_image(x) for s, x in sets.items()} for name, model in models.items()}
-    predicted = {
-        name: {s: np.argmax(h[name][s] @ heads[name][0].T + heads[name][1], axis=1) for s in sets} for name in models
-    }
+    models = {name: classify(load_model(out / name), sets) for name in CONFIGS}
     accuracy = {
-        name: {s: Accuracy.of(int((p == labels).sum()), len(labels)) for s, p in by_set.items()}
-        for name, by_set in predicted.items()
+        name: {s: Accuracy.of(int((c == labels).sum()), len(labels)) for s, c in model.chosen.items()}
+        for name, model in models.items()
     }
     console.print(_console_table(accuracy))
 
-    result = Quickstart(accuracy, losses, out / "report.html")
-    with new_file(result.report) as file:
-        file.write(_page(result, sets, labels, predicted, seed=seed, steps=steps, train_size=len(train_labels)))
-    console.print(f"written: {result.report}, checkpoints {out / 'clip'} and {out / 'supervised'}")
+    directions = {name: privileged_directions(m.W, m.h[HELD_OUT]) for name, m in models.items()}
+    shown = np.array([np.isin(labels, digits) for digits in CONCEPTS.values()]).T
+    result = Quickstart(
+        accuracy=accuracy,
+        losses=losses,
+        activations={n: ActivationStats.empty(m.W.shape[1]).update(m.h[HELD_OUT]).result() for n, m in models.items()},
+        directions=directions,
+        pruned={
+            n: {s: prune_sweep(m.W, h, labels, FRACTIONS, directions[n], bias=m.b) for s, h in m.h.items()}
+            for n, m in models.items()
+        },
+        concepts={
+            n: concept_counts(m.h[HELD_OUT], shown, directions[n].directions, key=concept_key)
+            for n, m in models.items()
+        },
+        cka={s: linear_cka(models["clip"].h[s], models["supervised"].h[s]) for s in sets},
+        report=out / "report.html",
+    )
+    with new_file(result.report, encoding="utf-8") as file:
+        file.write(_page(result, models, sets, labels, seed=seed, train_size=len(train_labels)))
+    console.print(
+        f"{time.monotonic() - start:.0f} s. Open {result.report}; checkpoints: {out / 'clip'}, {out / 'supervised'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return result
+
+
+def classify(model: Model, sets: Mapping[str, UInt8[np.ndarray, "n H W 3"]]) -> Classified:
+    """Encodes every set of pictures and chooses a class for each, by the head from text (a CLIP) or the model's own."""
+    W, b = model.head or (zero_shot_head(model, CLASSNAMES, TEMPLATES), jnp.zeros(len(CLASSNAMES)))
+    h = {name: jnp.asarray(model.encode_image(images)) for name, images in sets.items()}
+    return Classified(W, b, h, {name: np.asarray(jnp.argmax(x @ W.T + b, axis=1)) for name, x in h.items()})
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -164,8 +230,8 @@ Images = UInt8[np.ndarray, "n H W 3"]
 def rotated(images: Images, key: Array) -> Images:
     """Turned about the centre by 25 to 45 degrees, either way."""
     angle_key, sign_key = jax.random.split(key)
-    angles = jax.random.uniform(angle_key, len(images), minval=25, maxval=45)
-    angles = np.asarray(angles * jax.random.rademacher(sign_key, len(images)), float)
+    degrees = jax.random.uniform(angle_key, (len(images),), minval=25, maxval=45)
+    angles = np.asarray(degrees * jax.random.rademacher(sign_key, (len(images),))).tolist()
     turned = [Image.fromarray(x).rotate(a, Image.Resampling.BICUBIC) for x, a in zip(images, angles, strict=True)]
     return np.stack([np.asarray(x) for x in turned])
 
@@ -200,12 +266,23 @@ SHIFTS: Mapping[str, Callable[[Images, Array], Images]] = {
 }
 
 
+def captions() -> Int[np.ndarray, "classes templates t"]:
+    """The token ids of each digit's captions, as long as the longest needs."""
+    tokens = load_tokenizer(_TEXT.context_length)([t.format(name) for name in CLASSNAMES for t in TEMPLATES])
+    tokens = tokens[:, : 1 + np.flatnonzero(tokens.any(axis=0))[-1]]
+    return tokens.reshape(len(CLASSNAMES), len(TEMPLATES), -1)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
+
+
+Loss = Callable[..., Float[Array, ""]]
+"""From the model, normalised images, their labels and a key."""
 
 
 def train(
     config: ModelConfig,
-    loss: Callable[[nnx.Module, Array, Array, Array], Float[Array, ""]],
+    loss: Loss,
     images: Images,
     labels: Int[np.ndarray, " n"],
     *,
@@ -217,7 +294,7 @@ def train(
 
     Args:
         config: The model to train from scratch.
-        loss: From the model, normalised images, labels and a key.
+        loss: What to make small.
         images: To train on.
         labels: Their classes.
         steps: How many batches.
@@ -228,10 +305,14 @@ def train(
         The model, and the loss at each step.
     """
     init_key, step_key = jax.random.split(key)
-    graph, params = nnx.split(nnx.jit(lambda rngs: clip.build(config, rngs=rngs))(nnx.Rngs(init_key)))
+    # Initialisation runs once: to compile it well takes three times longer than it can save.
+    build = jax.jit(
+        lambda key: nnx.state(clip.build(config, rngs=nnx.Rngs(key))),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    graph, params = nnx.split(clip.abstract(config))[0], build(init_key)
     schedule = optax.warmup_cosine_decay_schedule(0, LEARNING_RATE, steps // 10, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
     pixels = config.preprocess
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -239,9 +320,10 @@ def train(
         batch_key, shift_key, loss_key = jax.random.split(key, 3)
         batch = jax.random.choice(batch_key, len(images), (BATCH,), replace=False)
         shifts = jax.random.randint(shift_key, (BATCH, 2), -3, 4)  # the margin is 4: nothing comes in on the other side
-        moved = jax.vmap(lambda image, shift: jnp.roll(image, shift, axis=(0, 1)))(images[batch], shifts)
+        moved = jax.vmap(lambda image, shift: jnp.roll(image, shift, axis=(0, 1)))(jnp.asarray(images)[batch], shifts)
         x = normalize(moved, pixels.mean, pixels.std)
-        value, grads = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p), x, labels[batch], loss_key))(params)
+        y = jnp.asarray(labels)[batch]
+        value, grads = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p), x, y, loss_key))(params)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
@@ -276,7 +358,7 @@ def contrastive_loss(
         captions: Token ids.
     """
     templates = jax.random.randint(key, labels.shape, 0, captions.shape[1])
-    image, text = model.encode_image(images)[0], model.encode_text(jnp.asarray(captions)[labels, templates])
+    image, text = model.encode_image(images)[0], model.encode_text(captions[labels, templates])
     image, text = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     logits = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(100.0))) * image @ text.T
     same = labels[:, None] == labels
@@ -319,15 +401,15 @@ def _console_table(accuracy: dict[str, dict[str, Accuracy]]) -> Table:
 
 def _page(
     result: Quickstart,
+    models: dict[str, Classified],
     sets: dict[str, Images],
     labels: Int[np.ndarray, " n"],
-    predicted: dict[str, dict[str, Int[Array, " n"]]],
     *,
     seed: int,
-    steps: int,
     train_size: int,
 ) -> str:
-    n = len(labels)
+    steps, n = len(result.losses["clip"]), len(labels)
+    names = list(models)
     return report.page(
         "A toy CLIP and a toy classifier under shift",
         report.notice(
@@ -336,21 +418,23 @@ def _page(
             "the classifier from class labels."
         ),
         {
-            "Pictures": [_gallery(sets, labels, predicted)],
-            "Accuracy": [
-                report.side_by_side(
-                    _accuracy_table(result.accuracy, n),
-                    _accuracy_figure(result.accuracy),
-                )
+            "Pictures": [_gallery(models, sets, labels)],
+            "Accuracy": [report.side_by_side(_accuracy_table(result.accuracy, n), _accuracy_figure(result.accuracy))],
+            "Outlier features": [_activation_table(result)],
+            "Privileged directions": [
+                report.side_by_side(_importance_figure(result.directions), _directions_table(result.directions))
             ],
-            "Training": [report.side_by_side(*(_training_figure(name, x) for name, x in result.losses.items()))],
+            "Pruning the head": [report.side_by_side(*(_pruning_figure(x, result.pruned[x]) for x in names))],
+            "Concepts": [report.side_by_side(_concept_counts_table(result.concepts), _concept_table(result.concepts))],
+            "Similarity of the representations": [_cka_table(result.cka)],
+            "Training": [report.side_by_side(*(_training_figure(x, result.losses[x]) for x in names))],
             "Method": [_method(steps, train_size, n)],
             "Provenance": [
                 report.provenance(
                     {
                         "Command": f"jaxclip quickstart --seed {seed}",
                         "Data": "scikit-learn's load_digits: the test set of UCI's Optical Recognition of Handwritten "
-                        "Digits (Alpaydin and Kaynak 1998), 1,797 pictures; shipped with scikit-learn",
+                        "Digits (Alpaydin and Kaynak 1998), 1,797 pictures",
                         "Seed": seed,
                         **report.environment(),
                     }
@@ -360,34 +444,27 @@ def _page(
     )
 
 
-def _gallery(
-    sets: dict[str, Images], labels: Int[np.ndarray, " n"], predicted: dict[str, dict[str, Int[Array, " n"]]]
-) -> str:
-    chosen = [int(np.flatnonzero(labels == digit)[0]) for digit in range(len(CLASSNAMES))]
-    rows = {}
+def _gallery(models: dict[str, Classified], sets: dict[str, Images], labels: Int[np.ndarray, " n"]) -> str:
+    rows: dict[str, list[str]] = {pictures: [] for pictures in sets}
     for pictures, images in sets.items():
-        rows[pictures.capitalize()] = []
-        for i in chosen:
-            answers = {name: int(p[pictures][i]) for name, p in predicted.items()}
+        for i in (int(np.flatnonzero(labels == digit)[0]) for digit in range(len(CLASSNAMES))):
+            chosen = {name: int(model.chosen[pictures][i]) for name, model in models.items()}
             note = "".join(
-                f'<span class="key-{k}{"" if a == labels[i] else " wrong"}">{a}</span>'
-                for k, a in enumerate(answers.values(), 1)
+                f'<span class="key-{k}{"" if c == labels[i] else " wrong"}">{c}</span>'
+                for k, c in enumerate(chosen.values(), 1)
             )
-            said = ", ".join(f"{LABELS[name]}: {CLASSNAMES[a]}" for name, a in answers.items())
-            rows[pictures.capitalize()].append(
-                report.picture(images[i], f"A {CLASSNAMES[labels[i]]}, {pictures}. {said}.", note)
-            )
-    clip_key, supervised_key = (f'<span class="key-{k}">{LABELS[x]}</span>' for k, x in enumerate(CONFIGS, 1))
+            said = ", ".join(f"{LABELS[name]}: {CLASSNAMES[c]}" for name, c in chosen.items())
+            rows[pictures].append(report.picture(images[i], f"A {CLASSNAMES[labels[i]]}, {pictures}. {said}.", note))
+    left, right = (f'<strong class="key-{k}">{LABELS[name]}</strong>' for k, name in enumerate(models, 1))
     return report.gallery(
         rows,
         "The first held-out picture of each digit, and the same pictures under each shift, as the models see them "
-        f"(32x32 pixels). Below each, what {clip_key} (left) and {supervised_key} (right) read; mistakes are struck "
-        "through.",
+        f"(32x32 pixels). Below each: what {left} (left) and {right} (right) read, mistakes struck through.",
     )
 
 
 def _accuracy_table(accuracy: dict[str, dict[str, Accuracy]], n: int) -> str:
-    rows = [
+    rows: list[list[report.Cell]] = [
         [pictures, *(report.Estimate(a.value, a.low, a.high) for a in (x[pictures] for x in accuracy.values()))]
         for pictures in accuracy["clip"]
     ]
@@ -410,7 +487,12 @@ def _accuracy_figure(accuracy: dict[str, dict[str, Accuracy]]) -> str:
             a = list(accuracy[name].values())
             value, low, high = (np.array([100 * getattr(x, field) for x in a]) for field in ("value", "low", "high"))
             ax.errorbar(
-                value, np.arange(len(sets)) + dy, xerr=(value - low, high - value), fmt="o", elinewidth=1, label=LABELS[name]
+                value,
+                np.arange(len(sets)) + dy,
+                xerr=(value - low, high - value),
+                fmt="o",
+                elinewidth=1,
+                label=LABELS[name],
             )
         ax.axvline(10, color=report.MUTED, linewidth=0.8, linestyle=(0, (3, 2)), label="chance")
         ax.set(xlim=(0, 102), xlabel="accuracy, %", yticks=range(len(sets)), yticklabels=sets)
@@ -427,6 +509,131 @@ def _accuracy_figure(accuracy: dict[str, dict[str, Accuracy]]) -> str:
         return report.figure(fig, "Accuracy, with 95 % Wilson intervals.", f"Accuracy. {alt}.", "quickstart-accuracy")
 
 
+def _activation_table(result: Quickstart) -> str:
+    rows: list[list[report.Cell]] = []
+    for name, a in result.activations.items():
+        margin = 1.96 * a.standard_error
+        rows.append(
+            [
+                LABELS[name],
+                len(a.outliers.share),
+                report.Estimate(a.kurtosis, a.kurtosis - margin, a.kurtosis + margin),
+                int((a.outliers.share >= 0.5).sum()),
+                float(a.outliers.share.max()),
+            ]
+        )
+    return report.table(
+        ["Model", "Features", "Kurtosis", "Outlier features", "Largest share"],
+        rows,
+        "Activation kurtosis (mean over the held-out digits, with its 95 % interval; normal activations give 3), and "
+        "outlier features: those above 6 standard deviations of the picture's activations in at least half of the "
+        "pictures. Largest share: the share of pictures where the most frequent feature is. "
+        "The paper finds kurtosis far above 3 in robust CLIPs; a toy need not.",
+        "quickstart-outlier-features",
+        formats={"Kurtosis": ".2f", "Largest share": ".1%"},
+    )
+
+
+def _importance_figure(directions: dict[str, PrivilegedDirections]) -> str:
+    with report.style():
+        fig = Figure()
+        ax = fig.subplots()
+        for name, d in directions.items():
+            ranked = d.importance[d.order] / d.importance.mean()
+            ax.plot(np.arange(1, len(ranked) + 1), ranked, marker="o", label=LABELS[name])
+        ax.axhline(1, color=report.MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
+        ax.set(xlabel="direction, by importance", ylabel="importance / mean", ylim=(0, None))
+        ax.legend()
+        alt = "; ".join(
+            f"{LABELS[n]}: the largest is {d.max_over_mean:.2f} times the mean" for n, d in directions.items()
+        )
+        return report.figure(
+            fig,
+            "Importance of the singular directions of each head, σ<sub>i</sub> · mean |cos(v<sub>i</sub>, h)| over the "
+            "held-out digits, in units of its mean.",
+            f"Importance of directions. {alt}.",
+            "quickstart-importance",
+        )
+
+
+def _directions_table(directions: dict[str, PrivilegedDirections]) -> str:
+    return report.table(
+        ["Model", "Directions", "Max / mean", "Kurtosis"],
+        [[LABELS[name], len(d.order), d.max_over_mean, d.kurtosis] for name, d in directions.items()],
+        "How privileged the first direction is: the largest importance over the mean, and the kurtosis of importance "
+        "over the directions.",
+        "quickstart-directions",
+        formats={"Max / mean": ".2f", "Kurtosis": ".2f"},
+    )
+
+
+def _pruning_figure(name: str, pruned: dict[str, Float[np.ndarray, " fractions"]]) -> str:
+    with report.style():
+        fig = Figure(figsize=(report.COLUMN, 2.6))
+        ax = fig.subplots()
+        for (pictures, accuracy), color in zip(pruned.items(), (report.INK, *report.SERIES), strict=False):
+            ax.plot(100 * FRACTIONS, 100 * accuracy, color=color, marker=".", linewidth=1.2, label=pictures)
+        ax.set(xlabel="directions pruned, %", ylabel="accuracy, %", xlim=(-2, 102), ylim=(0, 102), title=LABELS[name])
+        fig.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=1.4)
+        held_out = 100 * pruned[HELD_OUT]
+        half = held_out[np.searchsorted(FRACTIONS, 0.5)]
+        return report.figure(
+            fig,
+            "Accuracy as the least important directions of the head are set to zero.",
+            f"{LABELS[name]}: on held-out digits accuracy goes from {held_out[0]:.0f} % with the whole head to "
+            f"{half:.0f} % with half of the directions pruned.",
+            f"quickstart-pruning-{name}",
+        )
+
+
+def _concept_counts_table(concepts: dict[str, ConceptCounts]) -> str:
+    rows: list[list[report.Cell]] = [
+        [f"{LABELS[name]}, {what}", found.unique, found.polysemanticity]
+        for name, counts in concepts.items()
+        for what, found in {
+            "its head's directions": counts.directions,
+            "random directions": counts.random_directions,
+            "permuted labels": counts.permuted_labels,
+        }.items()
+    ]
+    threshold = concepts["clip"].directions.threshold
+    return report.table(
+        ["Model", "Unique concepts", "Concepts each"],
+        rows,
+        f"How many of {len(CONCEPTS)} concepts some direction of the head encodes: telling digits with the concept "
+        f"from as many without it with an average precision of at least {threshold:g}. Concepts each: mean over the "
+        "directions that encode at least one. Below it, what chance finds: as many random directions, and the head's "
+        "directions with permuted labels.",
+        "quickstart-concept-counts",
+        formats={"Concepts each": ".2f"},
+    )
+
+
+def _concept_table(concepts: dict[str, ConceptCounts]) -> str:
+    best = [np.nanmax(counts.directions.average_precision, axis=0) for counts in concepts.values()]
+    return report.table(
+        ["Concept", "Digits", *(LABELS[name] for name in concepts)],
+        [
+            [concept, ", ".join(map(str, digits)), *(float(ap[i]) for ap in best)]
+            for i, (concept, digits) in enumerate(CONCEPTS.items())
+        ],
+        "The best average precision of any direction of the head at each concept.",
+        "quickstart-concepts",
+        formats={LABELS[name]: ".3f" for name in concepts},
+    )
+
+
+def _cka_table(cka: dict[str, float]) -> str:
+    return report.table(
+        ["Pictures", "Linear CKA"],
+        [[pictures, value] for pictures, value in cka.items()],
+        "Linear CKA between the CLIP's and the classifier's representations of the same pictures: 1 when they differ "
+        "by a rotation, a scale and a shift.",
+        "quickstart-cka",
+        formats={"Linear CKA": ".3f"},
+    )
+
+
 def _training_figure(name: str, losses: Float[np.ndarray, " steps"]) -> str:
     loss = {"clip": "symmetric contrastive loss, nats", "supervised": "cross-entropy, nats"}[name]
     color = report.SERIES[list(CONFIGS).index(name)]
@@ -437,7 +644,7 @@ def _training_figure(name: str, losses: Float[np.ndarray, " steps"]) -> str:
         ax = fig.subplots()
         ax.plot(losses, color=color, linewidth=0.6, alpha=0.35)
         ax.plot(np.arange(len(smooth)) + (window - 1) / 2, smooth, color=color)
-        ax.set(xlabel="step", ylabel=loss, ylim=(0, None), xlim=(0, len(losses)), title=LABELS[name].split(",")[0])
+        ax.set(xlabel="step", ylabel=loss, ylim=(0, None), xlim=(0, len(losses)), title=LABELS[name])
         return report.figure(
             fig,
             f"Training loss on each batch, and its mean over {window} steps. Zero is the least that it can be.",
@@ -452,14 +659,14 @@ def _method(steps: int, train_size: int, n: int) -> str:
     return f"""
 <p>Data: {_first_line(digits)} Training draws {steps:,} batches of {BATCH} from the {train_size:,}, each digit moved by
 up to 3 pixels, with Adam; the {n:,} held-out digits are seen once, at the end.</p>
-<p>Models: one backbone, a ViT of {_VISION.layers} blocks, width {_VISION.width}, patches of {_VISION.patch_size} pixels.
-The CLIP adds CLIP's layer norm before the first block, its projection to 64 features, and a text tower of
-{_TEXT.layers} blocks over CLIP's full vocabulary; the classifier adds a linear head.</p>
+<p>Models: one backbone, a ViT of {_VISION.layers} blocks, width {_VISION.width}, patches of {_VISION.patch_size}
+pixels. The CLIP adds a projection to {_TEXT.output_dim} features and a text tower of {_TEXT.layers} blocks over CLIP's
+full vocabulary; the classifier adds a linear head.</p>
 <p>CLIP's loss is symmetric and contrastive. With ten classes many captions of a batch say the same, so all pairs of the
 same digit are positives with equal weight (UniCL, Yang et al. 2022), where CLIP takes only the diagonal. Captions are
 {html.escape(templates)}.</p>
-<p>“Zero-shot head” is what the head is made of (the mean of the class's caption embeddings, over the same templates); the digits
-themselves were all named in training.</p>
+<p>“Zero-shot head” says how the head is made: the mean of the class's caption embeddings over the templates. All ten
+digits, and all templates, were in the training captions.</p>
 <p>Shifts, each seeded and applied to the same held-out digits; neither model saw one in training:</p>
 <ul>{shifts}</ul>
 """

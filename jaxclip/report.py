@@ -1,7 +1,7 @@
 """Reports: HTML pages that are whole in themselves, put together from strings, with figures in one matplotlib style.
 
-Every function returns HTML; :func:`page` joins it. Nothing outside the page is loaded, and equal input gives equal bytes.
-Arguments named ``caption``, and whatever is passed to :func:`page`, are HTML: escape data that goes into them with
+Every function returns HTML; :func:`page` joins it. Nothing outside the page is loaded; equal input
+gives equal bytes. ``caption``, ``note``, ``text``, ``lead`` and blocks are HTML: escape data that goes into them with
 :func:`html.escape`. Everything else is plain text.
 """
 
@@ -15,7 +15,7 @@ import io
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib
@@ -51,7 +51,7 @@ Cell = str | int | float | Estimate | None
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Matplotlib's settings for figures as papers print them: make, draw and show figures inside this context."""
-    settings = {
+    settings: Any = {
         "figure.figsize": (COLUMN, 2.4),
         "figure.constrained_layout.use": True,
         "figure.facecolor": "none",
@@ -134,7 +134,7 @@ def table(
 
     Args:
         columns: The head. A column whose cells are all numbers, estimates or None is set as numbers.
-        rows: One cell for each column; the first names the row. None is shown as a dash, and left empty in CSV.
+        rows: One cell for each column; the first names the row. None and NaN are shown as a dash.
         caption: What it shows.
         name: The downloads' file name, without extension.
         formats: Format specifications for columns of numbers, as in ``{"accuracy": ".1%"}``; CSV has all digits.
@@ -177,7 +177,9 @@ def gallery(rows: Mapping[str, Sequence[str]], caption: str) -> str:
     strips = ""
     for title, pictures in rows.items():
         items = "".join(f"<li>{item}</li>" for item in pictures)
-        strips += f'<div><h3>{html.escape(title)}</h3><ul class="strip" style="--n: {len(pictures)}">{items}</ul></div>\n'
+        strips += (
+            f'<div><h3>{html.escape(title)}</h3><ul class="strip" style="--n: {len(pictures)}">{items}</ul></div>\n'
+        )
     return f'<figure><div class="gallery">{strips}</div><figcaption>{caption}</figcaption></figure>'
 
 
@@ -218,7 +220,8 @@ def page(title: str, lead: str, sections: Mapping[str, Sequence[str]]) -> str:
     ids = {name: re.sub(r"\W+", "-", name.lower()).strip("-") for name in sections}
     contents = "".join(f'<li><a href="#{ids[name]}">{html.escape(name)}</a></li>' for name in sections)
     body = "".join(
-        f'<section aria-labelledby="{ids[name]}"><h2 id="{ids[name]}">{html.escape(name)}</h2>\n{"".join(blocks)}</section>\n'
+        f'<section aria-labelledby="{ids[name]}"><h2 id="{ids[name]}">{html.escape(name)}</h2>\n'
+        f"{''.join(blocks)}</section>\n"
         for name, blocks in sections.items()
     )
     return f"""<!doctype html>
@@ -255,6 +258,8 @@ def _show(cell: Cell, spec: str) -> tuple[str, str]:
             return "–", ""
         case str():
             return cell, ""
+        case float() if cell != cell:
+            return "–", ""
         case Estimate():
             low, high = (format(bound, spec).removesuffix("%") for bound in (cell.low, cell.high))
             return format(cell.value, spec), f"[{low}, {high}]"

@@ -80,7 +80,9 @@ def test_batches_are_the_source_in_order(pictures: Path, workers: int) -> None:
 def test_every_picture_is_seen_once(n: int, size: int, start: int, bad: set[int]) -> None:
     """From any start and with any pictures broken, the good ones come once and in order, and the bad are all named."""
     start = min(start, n)
-    found = list(batches(Numbered(n, tuple(bad)), Preprocess(2), size, workers=0, start=start, skip_bad=True))
+    found = list(
+        batches(Numbered(n, tuple(bad)), Preprocess(2), size, workers=0, indices=range(start, n), skip_bad=True)
+    )
     assert all(len(b.images) == len(b.labels) == len(b.mask) == size for b in found)
     seen = [int(i) for b in found for i in b.indices[b.mask]]
     assert seen == [i for i in range(start, n) if i not in bad]
@@ -89,6 +91,15 @@ def test_every_picture_is_seen_once(n: int, size: int, start: int, bad: set[int]
     named = [x for b in found for x in b.bad]
     assert [(x.index, x.id) for x in named] == [(i, f"picture-{i}.png") for i in sorted(bad) if start <= i < n]
     assert all(x.reason for x in named)
+
+
+def test_indices_choose_order_and_leave_rows_empty() -> None:
+    """A store's shards start with a batch of their own, so that the last batch of the shard before is padded."""
+    found = list(batches(Numbered(9), Preprocess(2), 3, workers=0, indices=np.array([4, 3, -1, 8, -1, -1, 0])))
+    assert [b.indices.tolist() for b in found] == [[4, 3, -1], [8, -1, -1], [0, -1, -1]]
+    assert [b.mask.tolist() for b in found] == [[True, True, False], [True, False, False], [True, False, False]]
+    assert [b.ids for b in found] == [("picture-4.png", "picture-3.png"), ("picture-8.png",), ("picture-0.png",)]
+    assert [b.images.max(axis=(1, 2, 3)).tolist() for b in found] == [[4, 3, 0], [8, 0, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -103,7 +114,7 @@ def test_a_worker_that_dies_is_reported() -> None:
         list(batches(Numbered(12, deadly=(5,)), PIXELS, 4, workers=2))
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"start": 4}, {"start": -1}, {"workers": -1}])
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"indices": [0, 3]}, {"indices": [-2]}, {"workers": -1}])
 def test_arguments_out_of_range_are_refused_at_once(wrong: dict) -> None:
     with pytest.raises(InputError):
         batches(Numbered(3), PIXELS, **{"batch_size": 2, **wrong})

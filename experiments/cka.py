@@ -1,0 +1,55 @@
+"""Linear CKA between all models' representations of the same images.
+
+python -m experiments.cka --config experiments/configs/paper.py
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from experiments import study as studies
+from experiments.study import Study
+from jaxclip.sections import GROUPS, Section, heat_map
+
+
+def run(study: Study) -> Section:
+    """The matrix, and its mean within and between groups."""
+    section = Section("Similarity of representations")
+    found = studies.cka(study)
+    names = [model.name for model in study.models if any(model.name in pair for pair in found)]
+    if not studies.note_missing(section, study, dict.fromkeys(names), [study.reference]):
+        return section
+    place = {name: i for i, name in enumerate(names)}
+    values = np.eye(len(names))
+    for (a, b), value in found.items():
+        values[place[a], place[b]] = values[place[b], place[a]] = np.nan if value is None else value
+    between = np.array([np.nan if v is None else v for v in found.values()])
+    heat_map(
+        section,
+        names,
+        values,
+        f"Linear CKA between the representations of the same images of {study.reference}: 1 when they differ by a "
+        "rotation, a scale and a shift.",
+        f"CKA between two models is from {np.nanmin(between):.2f} to {np.nanmax(between):.2f}.",
+        "cka",
+    )
+    groups = [group for group in GROUPS if group in (study.groups[name] for name in names)]
+    rows = [[GROUPS[a], *(_mean(study, found, {a, b}) for b in groups)] for a in groups]
+    section.table(
+        ["Mean CKA", *(GROUPS[group] for group in groups)],
+        rows,
+        "Mean over the pairs of different models of two groups.",
+        "cka-groups",
+        dict.fromkeys((GROUPS[group] for group in groups), ".3f"),
+    )
+    return section
+
+
+def _mean(study: Study, found: Mapping[tuple[str, str], float | None], groups: set[str]) -> float | None:
+    pairs = {pair: {study.groups[name] for name in pair} for pair in found}
+    values = [value for pair, value in found.items() if pairs[pair] == groups and value is not None]
+    return float(np.mean(values)) if values else None
+
+
+if __name__ == "__main__":
+    studies.main(run)

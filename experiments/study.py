@@ -1,0 +1,422 @@
+"""A study: which models, which data sets, where their representations are; and every analysis's results, computed once.
+
+A configuration is a Python file with ``get_config(root)``, which returns a :class:`Study`. Results are JSON files in
+``study.results``, named by the content addresses of all that decides them: what is there is read, the rest computed.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tyro
+
+import jaxclip
+from jaxclip import analyze, registry, report
+from jaxclip.analysis import SHIFTS, EffectiveRobustness, PrivilegedDirections
+from jaxclip.analyze import Activations, ConceptSummary, Directions, Head, Options, Pruning
+from jaxclip.checkpoint import CONFIG
+from jaxclip.data import imagenet_templates
+from jaxclip.datasets.named import Concepts
+from jaxclip.errors import InputError
+from jaxclip.evaluation import Accuracy
+from jaxclip.files import new_file
+from jaxclip.model import load_model
+from jaxclip.progress import progress
+from jaxclip.sections import GROUPS, Section, title, write
+from jaxclip.store import MANIFEST, Representations, model_digest
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyModel:
+    """A model of the study.
+
+    Attributes:
+        name: As its ``config.json`` has it, and so the manifests of its representations.
+        folder: Its checkpoint.
+        group: One of the paper's groups.
+        backbone: The vision encoder, to compare groups by.
+        training_set: What it was trained on.
+    """
+
+    name: str
+    folder: Path
+    group: registry.Group
+    backbone: str
+    training_set: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What to run.
+
+    Attributes:
+        title: The report's.
+        models: All of the study, whether or not they are there.
+        store: The store with their representations.
+        reference: The labelled set that kurtosis, importance and CKA are measured on.
+        shifts: Other labelled sets with the same classes.
+        concept_set: The set with concepts; None for none.
+        read_concepts: From the concept set's representations, which row has which concepts.
+        options: How the method is read.
+        results: The folder of results.
+        note: What a reader must know of the study; HTML.
+    """
+
+    title: str
+    models: tuple[StudyModel, ...]
+    store: Path
+    reference: str = analyze.IMAGENET
+    shifts: tuple[str, ...] = SHIFTS
+    concept_set: str | None = analyze.BRODEN
+    read_concepts: Callable[[Representations], Concepts] = analyze.broden_concepts
+    options: Options = dataclasses.field(default_factory=Options)
+    results: Path = Path("report/results")
+    note: str = ""
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Every data set's name."""
+        return (self.reference, *self.shifts, *([self.concept_set] if self.concept_set else []))
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """From each model's name, its group."""
+        return {model.name: model.group for model in self.models}
+
+    @property
+    def about(self) -> dict[str, tuple[str]]:
+        """From each model's name, its group in words."""
+        return {model.name: (GROUPS[model.group],) for model in self.models}
+
+    @functools.cached_property
+    def stored(self) -> dict[str, dict[str, Representations]]:
+        """By model and set, the finished representations in the store.
+
+        Raises:
+            InputError: The store has representations by different weights under one model's name.
+        """
+        found: dict[str, dict[str, Representations]] = {model.name: {} for model in self.models}
+        for stored in analyze.finished(self.store) if any(self.store.glob(f"*/{MANIFEST}")) else []:
+            name = stored.manifest["model"]["name"]
+            if name in found and stored.name in self.sets:
+                mine = found[name]
+                if any(_weights(other) != _weights(stored) for other in mine.values()):
+                    raise InputError(
+                        f"{self.store} has representations by different weights, all called {name}: remove those of "
+                        f"one, {_weights(stored)[:12]} among them, or give the models different names"
+                    )
+                mine.setdefault(stored.name, stored)
+        return found
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """What heads choose between; nothing where no model has the reference set."""
+        references = (sets[self.reference] for sets in self.stored.values() if self.reference in sets)
+        return next((analyze.class_names(stored) for stored in references), [])
+
+
+class Experiment(Protocol):
+    """The module of an experiment."""
+
+    def run(self, study: Study) -> Section:
+        """Its figures and tables."""
+        ...
+
+
+def load(config: Path, root: Path | None = None) -> Study:
+    """The study of a configuration.
+
+    Args:
+        config: A Python file with ``get_config(root)``.
+        root: The folder where checkpoints and store are; None for ``$JAXCLIP_ROOT``, or this folder.
+
+    Raises:
+        InputError: There is no such file, or it has no ``get_config``.
+    """
+    spec = importlib.util.spec_from_file_location("config", config)
+    if not config.is_file() or spec is None or spec.loader is None:
+        raise InputError(f"{config} is no configuration: give a Python file with get_config(root)")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{config} has no get_config(root)")
+    return module.get_config(Path(os.environ.get("JAXCLIP_ROOT", ".")) if root is None else root)
+
+
+def main(run: Callable[[Study], Section]) -> None:
+    """The command line of one experiment."""
+
+    def command(config: Path, out: Path = Path("report"), root: Path | None = None) -> None:
+        study = dataclasses.replace(load(config, root), results=out / "results")
+        section = run(study)
+        section.print()
+        name = Path(sys.argv[0]).stem
+        page = write(out / name, f"{study.title}: {section.title}", study.note, [section])
+        print(f"written: {page}, tables and figures beside it")
+
+    command.__doc__ = f"""{(sys.modules[run.__module__].__doc__ or "").partition(chr(10))[0]}
+
+    Args:
+        config: A configuration, such as experiments/configs/paper.py.
+        out: The folder to write to.
+        root: The folder where checkpoints and store are. Left out: $JAXCLIP_ROOT, or this folder.
+    """
+    with exit_on_input_error():
+        tyro.cli(command)
+
+
+@contextlib.contextmanager
+def exit_on_input_error() -> Iterator[None]:
+    """Prints an :class:`InputError` alone and exits with code 2, as the command line does."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def activations(study: Study) -> dict[str, Activations]:
+    """Kurtosis and outlier features on the reference set, by model."""
+    found = {}
+    for name, (stored,) in _each(study, "activations", [study.reference]):
+        inputs = {"threshold": study.options.outlier_threshold}
+        compute = functools.partial(analyze.activations, stored, study.options)
+        found[name] = Activations(**_cached(study, "activations", name, [stored], inputs, compute))
+    return found
+
+
+def directions(study: Study) -> dict[str, Directions]:
+    """How much the head reads along its directions, by model."""
+    found = {}
+    for name, (stored,) in _each(study, "directions", [study.reference], head=True):
+
+        def compute(name: str = name) -> Directions:
+            return analyze.directions(_ranked(study, name), study.options)
+
+        inputs = _head_inputs(study) | {"importance": study.options.importance}
+        found[name] = Directions(**_cached(study, "directions", name, [stored], inputs, compute))
+    return found
+
+
+def accuracies(study: Study) -> dict[str, dict[str, Accuracy]]:
+    """Accuracy with the whole head, by model and set (that are there)."""
+    found = {}
+    for name, (stored,) in _each(study, "accuracy", [study.reference], head=True):
+        sets = {k: study.stored[name][k] for k in study.shifts if k in study.stored[name]}
+
+        def compute(name: str = name, stored: Representations = stored, sets: Any = sets) -> dict[str, Accuracy]:
+            views = analyze.views(stored, sets, study.options.x)
+            return {k: analyze.accuracy(head(study, name), data) for k, data in views.items()}
+
+        inputs = _head_inputs(study) | {"x": study.options.x}
+        result = _cached(study, "accuracy", name, [stored, *sets.values()], inputs, compute)
+        found[name] = {k: Accuracy(**a) for k, a in result.items()}
+    return found
+
+
+def prunings(study: Study) -> dict[str, Pruning]:
+    """Accuracy over the share of directions pruned, by model."""
+    found = {}
+    for name, (stored,) in _each(study, "pruning", [study.reference], head=True):
+        sets = {k: study.stored[name][k] for k in study.shifts if k in study.stored[name]}
+
+        def compute(name: str = name, stored: Representations = stored, sets: Any = sets) -> Pruning:
+            views, W = analyze.views(stored, sets, study.options.x), head(study, name)
+            ranked = _ranked(study, name)
+            curves = {k: analyze.prune(W, ranked, data, study.options) for k, data in views.items()}
+            return Pruning(list(study.options.fractions), curves)
+
+        options = {key: getattr(study.options, key) for key in ("importance", "fractions", "x")}
+        inputs = _head_inputs(study) | options
+        found[name] = Pruning(**_cached(study, "pruning", name, [stored, *sets.values()], inputs, compute))
+    return found
+
+
+def concepts(study: Study) -> dict[str, ConceptSummary]:
+    """Which concepts the directions encode, by model."""
+    found: dict[str, ConceptSummary] = {}
+    if study.concept_set is None:
+        return found
+    for name, (stored, reference) in _each(study, "concepts", [study.concept_set, study.reference], head=True):
+
+        def compute(name: str = name, stored: Representations = stored) -> ConceptSummary:
+            rows = analyze.concept_directions(_ranked(study, name), study.options)
+            return analyze.summarise_concepts(stored, study.read_concepts(stored), rows, study.options)
+
+        inputs = _head_inputs(study) | {
+            "options": {k: v for k, v in dataclasses.asdict(study.options).items() if k not in ("fractions", "x")},
+            "concepts": study.read_concepts.__qualname__,
+        }
+        found[name] = ConceptSummary(**_cached(study, "concepts", name, [stored, reference], inputs, compute))
+    return found
+
+
+def cka(study: Study) -> dict[tuple[str, str], float]:
+    """Linear CKA on the reference set, by pair of models (each once, and none with itself)."""
+    found = {}
+    mine = dict(_each(study, "", [study.reference]))
+    pairs = [(a, b) for i, a in enumerate(mine) for b in list(mine)[i + 1 :]]
+    with progress("CKA", len(pairs), "pairs") as advance:
+        for a, b in pairs:
+            (one,), (other,) = mine[a], mine[b]
+            compute = functools.partial(analyze.cka, one, other)
+            found[a, b] = _cached(study, "cka", f"{a}-{b}", [one, other], {}, compute)
+            advance(1)
+    return found
+
+
+def robustness(study: Study, found: Mapping[str, Mapping[str, Accuracy]]) -> EffectiveRobustness | None:
+    """Effective robustness of the models of :func:`accuracies`, in their order; None where there is none to judge."""
+    if not found or not _imagenet(study):
+        return None
+    return analyze.robustness(study.reference, columns(found), study.options)
+
+
+def columns(found: Mapping[str, Mapping[str, Accuracy]]) -> dict[str, np.ndarray]:
+    """The accuracies of :func:`accuracies` by set, in the models' order; NaN where one is missing."""
+    sets = dict.fromkeys(k for mine in found.values() for k in mine)
+    return {k: np.array([mine[k].value if k in mine else np.nan for mine in found.values()]) for k in sets}
+
+
+def pruned_robustness(study: Study, found: Mapping[str, Pruning]) -> dict[str, np.ndarray]:
+    """Mean effective robustness for each fraction, by model."""
+    if not found or not _imagenet(study):
+        return {}
+    missing = np.full(len(study.options.fractions), np.nan)
+    names = dict.fromkeys(k for p in found.values() for k in p.accuracy)
+    sets = {k: np.concatenate([p.accuracy.get(k, missing) for p in found.values()]) for k in names}
+    er = analyze.robustness(study.reference, sets, study.options).mean
+    return dict(zip(found, er.reshape(len(found), -1), strict=True))
+
+
+def head(study: Study, name: str) -> Head:
+    """A model's head over the reference's classes: from the store's ``head-KEY.npz``, or made and put there.
+
+    Raises:
+        InputError: The checkpoint is not the one that the representations were made with.
+    """
+    path = _head_path(study, name)
+    if not path.exists():
+        model = load_model(_model(study, name).folder)
+        stored = study.stored[name][study.reference]
+        if model_digest(model) != _weights(stored):
+            raise InputError(
+                f"{_model(study, name).folder} has other weights than made {stored.folder}: embed again, or put the "
+                "checkpoint back"
+            )
+        made = analyze.read_head(model, study.classes)
+        with new_file(path, "wb") as file:
+            np.savez(file, W=made.W, b=made.b, kind=made.kind)
+    with np.load(path) as found:
+        return Head(found["W"], found["b"], str(found["kind"]))
+
+
+def missing(study: Study) -> list[list[Any]]:
+    """For each model, group, training set, whether its head is there (or its checkpoint), and each set's pictures."""
+    return [
+        [
+            model.name,
+            GROUPS[model.group],
+            model.training_set,
+            "yes" if _has_head(study, model.name) else "no",
+            *(len(mine[k]) if k in (mine := study.stored[model.name]) else None for k in study.sets),
+        ]
+        for model in study.models
+    ]
+
+
+def note_missing(section: Section, study: Study, found: Mapping[str, Any], sets: Sequence[str]) -> bool:
+    """Says in the section which models are not in ``found``, and for want of what; whether any model is."""
+    absent = [model.name for model in study.models if model.name not in found]
+    if absent:
+        what = ", ".join(title(name) for name in sets)
+        some = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        section.text(
+            report.notice(
+                f"Not run for {len(absent)} of {len(study.models)} models ({some}): their checkpoints or their "
+                f"representations of {what} are not there."
+            )
+        )
+    return bool(found)
+
+
+def _each(
+    study: Study, what: str, sets: Sequence[str], head: bool = False
+) -> Iterator[tuple[str, list[Representations]]]:
+    """Every model that has these sets, and a head where one is needed; with progress where ``what`` says of what."""
+    names = [
+        name
+        for name, mine in study.stored.items()
+        if all(k in mine for k in sets) and (not head or _has_head(study, name))
+    ]
+    if not what:
+        yield from ((name, [study.stored[name][k] for k in sets]) for name in names)
+        return
+    with progress(what, len(names), "models") as advance:
+        for name in names:
+            yield name, [study.stored[name][k] for k in sets]
+            advance(1)
+
+
+def _cached(
+    study: Study,
+    what: str,
+    name: str,
+    stored: Sequence[Representations],
+    inputs: Mapping[str, Any],
+    compute: Callable[[], Any],
+) -> Any:
+    """The result as JSON has it: read where there is one of the same inputs, computed and written where not."""
+    known = {"what": what, "stored": [s.folder.name for s in stored], **inputs, "jaxclip": jaxclip.__version__}
+    known = analyze.plain(known)
+    key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    path = study.results / f"{what}-{name.replace('/', '-')}-{key[:16]}.json"
+    if not path.exists():
+        analyze.save_json(path, {"inputs": known, "result": compute()})
+    return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+
+def _ranked(study: Study, name: str) -> PrivilegedDirections:
+    return analyze.rank(head(study, name), study.stored[name][study.reference], study.options)
+
+
+def _head_path(study: Study, name: str) -> Path:
+    digest = _weights(study.stored[name][study.reference])
+    key = hashlib.sha256(json.dumps([digest, _head_inputs(study)], sort_keys=True).encode()).hexdigest()
+    return study.store / f"head-{key}.npz"
+
+
+def _head_inputs(study: Study) -> dict[str, Any]:
+    words = json.dumps([study.classes, imagenet_templates()]).encode()
+    return {"head": hashlib.sha256(words).hexdigest()}
+
+
+def _has_head(study: Study, name: str) -> bool:
+    if study.reference not in study.stored[name]:
+        return False
+    return _head_path(study, name).exists() or (_model(study, name).folder / CONFIG).exists()
+
+
+def _model(study: Study, name: str) -> StudyModel:
+    return next(model for model in study.models if model.name == name)
+
+
+def _weights(stored: Representations) -> str:
+    return stored.manifest["identity"]["model"]
+
+
+def _imagenet(study: Study) -> bool:
+    references = [sets[study.reference] for sets in study.stored.values() if study.reference in sets]
+    return bool(references) and analyze.is_imagenet(references[0])

@@ -1,0 +1,255 @@
+"""Training batches: shuffled anew each epoch, augmented by a seed of each example, able to go on from a position."""
+
+import csv
+import dataclasses
+import functools
+import glob
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Int, UInt8
+
+from jaxclip.config import Preprocess
+from jaxclip.datasets import FileSource, Source
+from jaxclip.datasets.files import _is_picture, _key, _members, expand_braces
+from jaxclip.errors import InputError
+from jaxclip.loader import _start_worker, default_workers
+from jaxclip.preprocess import decode
+from jaxclip.progress import progress
+from jaxclip.tokenizer import load_tokenizer
+from jaxclip.training.augment import Augment, augment
+
+_EPOCHS = 2**32  # endless; without a number, Grain's lengths overflow at batches of one
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """Pictures with a caption each.
+
+    Attributes:
+        source: The pictures; their labels are not used.
+        texts: The captions, in the pictures' order.
+    """
+
+    source: Source
+    texts: tuple[str, ...]
+
+
+def class_batches(
+    source: Source, pixels: Preprocess, cfg: Augment, batch_size: int, *, seed: int, workers: int | None = None
+) -> grain.DatasetIterator:
+    """Endless batches ``{"images", "labels", "ids"}`` of labelled pictures; see :func:`caption_batches`.
+
+    Raises:
+        InputError: The source has no labels or is smaller than a batch; or, later, a picture cannot be decoded.
+    """
+    if not source.classes:
+        raise InputError(f"{source.name} has no labels, and training needs them: put the pictures in class folders")
+    return _batches(source, functools.partial(_labelled, source, pixels, cfg), batch_size, seed, workers)
+
+
+def caption_batches(
+    captions: Captions,
+    pixels: Preprocess,
+    cfg: Augment,
+    batch_size: int,
+    *,
+    context_length: int,
+    seed: int,
+    workers: int | None = None,
+) -> grain.DatasetIterator:
+    """Endless batches ``{"images", "tokens", "ids"}``.
+
+    An epoch is a permutation of the pictures, drawn from the seed and the epoch's number; batches go on over its end.
+    Each example has a generator of its own, from the seed and its place in the run, so that neither workers nor a
+    restart change it: ``get_state`` and ``set_state`` of the iterator are a position.
+
+    Args:
+        captions: Pictures and texts.
+        pixels: Size, filter and conversion to RGB.
+        cfg: Augmentation.
+        batch_size: Of all processes together; each reads its part.
+        context_length: Tokens of a text.
+        seed: Of the order and the augmentation.
+        workers: Processes that decode; 0 decodes in threads; None is :func:`jaxclip.loader.default_workers`.
+
+    Raises:
+        InputError: There are fewer pictures than a batch has; or, later, a picture cannot be decoded.
+    """
+    load = functools.partial(_captioned, captions, pixels, cfg, context_length)
+    return _batches(captions.source, load, batch_size, seed, workers)
+
+
+def _batches(
+    source: Source,
+    load: Callable[[int, np.random.Generator], dict[str, Any]],
+    batch_size: int,
+    seed: int,
+    workers: int | None,
+) -> grain.DatasetIterator:
+    processes = jax.process_count()
+    if batch_size < 1 or batch_size % processes:
+        raise InputError(f"batch size is {batch_size}: it must be a positive multiple of the {processes} processes")
+    if len(source) < batch_size:
+        raise InputError(
+            f"{source.name} has {len(source)} pictures, fewer than a batch of {batch_size}: take a smaller"
+        )
+    workers = default_workers(len(source)) if workers is None else workers
+    if workers < 0:
+        raise InputError(f"workers is {workers}: it must be 0 (threads) or more")
+    examples = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat(_EPOCHS).random_map(load)
+    batches = examples[jax.process_index() :: processes].batch(batch_size // processes, batch_fn=_collate)
+    if not workers:
+        cores = os.cpu_count() or 1
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=min(cores, 16), prefetch_buffer_size=4)))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # as in jaxclip.loader
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return iter(batches.to_iter_dataset(reading).mp_prefetch(options, worker_init_fn=_start_worker))
+
+
+def _picture(
+    source: Source, pixels: Preprocess, cfg: Augment, index: int, rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "s s 3"], int, str]:
+    example = source[index]
+    try:
+        return augment(decode(example.image_bytes), pixels, cfg, rng), example.label, example.id
+    except InputError as error:
+        raise InputError(f"{source.name}: {example.id} cannot be trained on: {error}") from None
+
+
+def _labelled(source: Source, pixels: Preprocess, cfg: Augment, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    image, label, name = _picture(source, pixels, cfg, int(index), rng)
+    if label < 0:
+        raise InputError(f"{source.name}: {name} has no label")
+    return {"images": image, "labels": np.int32(label), "ids": name}
+
+
+def _captioned(
+    captions: Captions, pixels: Preprocess, cfg: Augment, context_length: int, index: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    image, _, name = _picture(captions.source, pixels, cfg, int(index), rng)
+    return {"images": image, "tokens": _tokens(captions.texts[int(index)], context_length), "ids": name}
+
+
+def _tokens(text: str, context_length: int) -> Int[np.ndarray, " t"]:
+    return _tokenizer(context_length)(text)[0]
+
+
+_tokenizer = functools.cache(load_tokenizer)
+
+
+def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    batch: dict[str, Any] = {name: np.stack([e[name] for e in examples]) for name in examples[0] if name != "ids"}
+    return batch | {"ids": np.array([e["ids"] for e in examples])}
+
+
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+def open_captions(spec: str | os.PathLike, images: str | os.PathLike | None = None) -> Captions:
+    """Opens image-caption data.
+
+    Args:
+        spec: A ``.csv`` (or ``.tsv``) with columns ``path`` and ``caption`` (or open_clip's ``filepath`` and
+            ``title``); WebDataset shards (``shards/{000..099}.tar``) with ``KEY.jpg`` and ``KEY.txt``; or the ``.json``
+            of ImageNet-Captions (Fang et al. 2022): a list of objects with ``filename``, ``wnid``, ``title``,
+            ``description`` and ``tags``, whose caption is title, description and tags, joined.
+        images: The folder that paths start from: for ImageNet-Captions ImageNet's training folder, with a folder for
+            each WNID. None is the folder that the file is in.
+
+    Raises:
+        InputError: The file or a picture is missing, or the file is not as above.
+    """
+    spec = os.fspath(spec)
+    if spec.endswith(".tar"):
+        return _tar_captions(spec)
+    path = Path(spec)
+    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _imagenet_captions}
+    if path.suffix not in readers:
+        raise InputError(f"{path} is no image-caption data: a .csv, .tsv, ImageNet-Captions' .json, or .tar shards")
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    root = path.parent if images is None else Path(images)
+    rows = readers[path.suffix](path)
+    if not rows:
+        raise InputError(f"{path} has no captions")
+    sizes = []
+    for name, _ in rows:
+        try:
+            sizes.append(os.stat(f"{root}/{name}").st_size)  # noqa: PTH116 (many files)
+        except OSError:
+            raise InputError(
+                f"{path}: there is no picture {root / name}: name the pictures' folder by --images"
+            ) from None
+    n = len(rows)
+    source = FileSource(
+        path.name,
+        (),
+        tuple(name for name, _ in rows),
+        np.full(n, -1),
+        (root,),
+        None,
+        np.zeros(n, np.int64),
+        np.array(sizes, np.int64),
+    )
+    return Captions(source, tuple(text for _, text in rows))
+
+
+def _csv_rows(path: Path) -> list[tuple[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        columns = table.fieldnames or []
+        for names in (("path", "caption"), ("filepath", "title")):
+            if set(names) <= set(columns):
+                rows = [(row[names[0]], row[names[1]]) for row in table]
+                if None in (text for row in rows for text in row):
+                    raise InputError(f"{path}: a line has fewer columns than the first")
+                return rows
+    raise InputError(f"{path} has columns {', '.join(columns)}: it needs path and caption, or filepath and title")
+
+
+def _imagenet_captions(path: Path) -> list[tuple[str, str]]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        rows = []
+        for entry in entries:
+            parts = [entry.get("title"), entry.get("description"), " ".join(entry.get("tags") or ())]
+            rows.append((f"{entry['wnid']}/{entry['filename']}", " ".join(part for part in parts if part)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not ImageNet-Captions' list of filename, wnid, title, …: {error!r}") from None
+    return rows
+
+
+def _tar_captions(spec: str) -> Captions:
+    paths = [Path(p) for pattern in expand_braces(spec) for p in sorted(glob.glob(pattern)) or [pattern]]  # noqa: PTH207
+    rows, texts = [], []
+    with progress("indexing", None) as advance:
+        for number, path in enumerate(paths):
+            if not path.is_file():
+                raise InputError(f"there is no file {path}")
+            with path.open("rb") as file:
+                members = list(_members(file, number, path))
+                captions = {_key(m.name): m for m in members if m.name.endswith(".txt")}
+                for member in filter(lambda m: _is_picture(m.name), members):
+                    if (text := captions.get(_key(member.name))) is None:
+                        raise InputError(f"{path}: {member.name} has no caption {_key(member.name)}.txt")
+                    file.seek(text.start)
+                    texts.append(file.read(text.size).decode(errors="replace").strip())
+                    rows.append(member)
+                    advance(1)
+    if not rows:
+        raise InputError(f"{spec} has no pictures")
+    ids = tuple(m.name if len(paths) == 1 else f"{paths[m.file].name}/{m.name}" for m in rows)
+    starts, sizes = (np.array([getattr(m, field) for m in rows], np.int64) for field in ("start", "size"))
+    name = paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}"
+    files = np.array([m.file for m in rows], np.int32)
+    return Captions(FileSource(name, (), ids, np.full(len(rows), -1), tuple(paths), files, starts, sizes), tuple(texts))

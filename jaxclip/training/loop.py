@@ -1,0 +1,325 @@
+"""The loop around the step: batches in, metrics and checkpoints out, and nothing lost when the process is killed."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from jaxclip.errors import InputError
+from jaxclip.files import new_file
+from jaxclip.mesh import AXIS
+from jaxclip.progress import progress
+from jaxclip.training.state import Step, TrainState, arrays
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+SCORE = "score"
+
+
+class DivergedError(InputError):
+    """The loss, or the norm of its gradients, is no finite number.
+
+    Attributes:
+        step: Which step, counted from 1.
+        ids: The pictures of its batch.
+    """
+
+    def __init__(self, step: int, ids: tuple[str, ...], metrics: Mapping[str, float], saved: int | None):
+        few = ", ".join(ids[:4]) + (f", … ({len(ids)} pictures)" if len(ids) > 4 else "")
+        super().__init__(
+            f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}, on the batch of {few}. "
+            f"The last checkpoint is of step {saved}: take a lower learning rate or a smaller clip_norm, or look at "
+            "these pictures"
+        )
+        self.step, self.ids = step, ids
+
+
+class Trained(NamedTuple):
+    """What a run made.
+
+    Attributes:
+        last: The model's arrays after the last step: the moving average where the recipe keeps one.
+        best: Those of the saved step with the highest score; None where nothing is scored.
+        best_step: Which step that is.
+    """
+
+    last: dict[str, Array]
+    best: dict[str, Array] | None
+    best_step: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When what happens, in steps.
+
+    Attributes:
+        steps: The length of the run.
+        save: Checkpoint (and score) after every so many, and after the last.
+        log: Write metrics after every so many.
+    """
+
+    steps: int
+    save: int = 1000
+    log: int = 10
+
+
+def train_mesh() -> Mesh:
+    """All devices of all processes along one axis, over which a batch is shared."""
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def fit(
+    step: Step,
+    data: grain.DatasetIterator,
+    out: str | os.PathLike,
+    schedule: Schedule,
+    *,
+    seed: int,
+    mesh: Mesh | None = None,
+    score: Callable[[Mapping[str, Array]], Mapping[str, float]] | None = None,
+    tensorboard: bool = False,
+) -> Trained:
+    """Trains to the end, from the last checkpoint in ``out`` where there is one.
+
+    A run that was killed and is started again takes the same steps on the same batches: on one kind of device its
+    parameters are those of a run that was not, bit for bit. SIGTERM (preemption) saves after the step under way, then
+    exits with code 143.
+
+    Args:
+        step: Of :func:`~jaxclip.training.state.make_step`.
+        data: An endless iterator of dictionaries: NumPy arrays, and ``ids``, a list of strings. Where several processes
+            are one job, each gives its part of every batch.
+        out: The run's folder: ``metrics.jsonl`` and ``checkpoints/``, of which the last and the best are kept.
+        schedule: Steps.
+        seed: Of the random keys.
+        mesh: The devices that share each batch; None is :func:`train_mesh`. Parameters are on every one.
+        score: From the model's arrays, metrics of which ``score`` decides what is best (the larger).
+        tensorboard: Write events for TensorBoard too (the extra ``tensorboard``).
+
+    Raises:
+        DivergedError: A loss or gradient is not finite.
+        InputError: The batch does not divide by the devices, or tensorboardX is missing.
+    """
+    out, mesh = Path(out), train_mesh() if mesh is None else mesh
+    everywhere, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    state = jax.device_put(step.init(jax.random.key(seed)), everywhere)
+    update = jax.jit(step.update, donate_argnums=0, out_shardings=(everywhere, everywhere))
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(_manager(out / CHECKPOINTS, scored=score is not None))
+        stopped = stack.enter_context(_sigterm())
+        if (found := manager.latest_step()) is not None:
+            state, data = _restore(manager, found, state, data)
+        done = found or 0
+        log = stack.enter_context(_Log(out, done, tensorboard))
+        advance = stack.enter_context(progress(out.name, (schedule.steps - done), unit="steps"))
+        pending: collections.deque[_Pending] = collections.deque()
+
+        def settle(keep: int) -> None:
+            """Reads the metrics of all but the last steps: reading waits for the device."""
+            while len(pending) > keep:
+                one = pending.popleft()
+                metrics = {name: float(value) for name, value in one.metrics.items()}
+                if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
+                    manager.wait_until_finished()
+                    raise DivergedError(one.step, one.ids, metrics, manager.latest_step())
+                log.add(one.step, metrics, one.pictures, write=one.step % schedule.log == 0)
+
+        for number in range(done + 1, schedule.steps + 1):
+            batch, ids, pictures = _on_devices(next(data), shared)
+            state, metrics = update(state, batch)
+            pending.append(_Pending(number, metrics, ids, pictures))
+            settle(keep=1)
+            advance(1)
+            stop = _all_agree(stopped, number)
+            if stop or number % schedule.save == 0 or number == schedule.steps:
+                settle(keep=0)
+                scores = {} if score is None or stop else dict(score(arrays(state, average=True)))
+                if scores:
+                    log.write(number, scores)
+                _save(manager, number, state, data, scores)
+            if stop:
+                manager.wait_until_finished()
+                raise SystemExit(128 + signal.SIGTERM)
+        manager.wait_until_finished()
+        best_step = manager.best_step() if score is not None else None
+        best = None
+        if best_step is not None:
+            best = arrays(_restore(manager, best_step, state, None)[0], average=True)
+        return Trained(arrays(state, average=True), best, best_step)
+
+
+class _Pending(NamedTuple):
+    step: int
+    metrics: dict[str, Array]
+    ids: tuple[str, ...]
+    pictures: int
+
+
+def _on_devices(batch: Mapping[str, Any], sharding: NamedSharding) -> tuple[dict[str, Array], tuple[str, ...], int]:
+    """The arrays of a batch, global and sharded, its ids, and its number of pictures over all processes."""
+    ids = tuple(map(str, batch["ids"]))
+    pictures = len(ids) * jax.process_count()
+    if pictures % sharding.num_devices:
+        raise InputError(f"batch size {pictures} does not divide by the {sharding.num_devices} devices: change it")
+    put = {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+        for name, value in batch.items()
+        if name != "ids"
+    }
+    return put, ids, pictures
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def _manager(folder: Path, *, scored: bool) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy.AnyPreservationPolicy(
+            [
+                policy.LatestN(1),
+                policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        ),
+        best_fn=_score if scored else None,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,
+        create=True,
+    )
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def _score(metrics: Any) -> float:
+    return metrics[SCORE]
+
+
+def _save(
+    manager: ocp.CheckpointManager,
+    number: int,
+    state: TrainState,
+    data: grain.DatasetIterator,
+    scores: Mapping[str, float],
+) -> None:
+    """Starts to save: the arrays are copied at once, and written while training goes on."""
+    manager.save(
+        number,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(data)),
+        metrics=dict(scores) or None,
+        force=True,
+    )
+
+
+def _restore(
+    manager: ocp.CheckpointManager, number: int, state: TrainState, data: grain.DatasetIterator | None
+) -> tuple[TrainState, Any]:
+    """The state and, where ``data`` is given, its position, of a saved step."""
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    items: dict[str, Any] = {"state": ocp.args.StandardRestore(wanted)}
+    if data is not None:
+        items["data"] = grain.checkpoint.CheckpointRestore(data)
+    try:
+        found = manager.restore(number, args=ocp.args.Composite(**items))
+    except Exception as error:  # Orbax raises whatever its storage layer does
+        raise InputError(
+            f"{manager.directory}: step {number} cannot be read ({error}): it is of another model or recipe, or "
+            "damaged; name another output folder to start anew"
+        ) from error
+    return found["state"], data
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """Set once the process is asked to end. Jobs of several processes leave the signal to JAX, which tells them all."""
+    asked = threading.Event()
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _all_agree(asked: threading.Event, number: int) -> bool:
+    if jax.process_count() == 1:
+        return asked.is_set()
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(number)
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+class _Log:
+    """``metrics.jsonl``: one object a line; a run that goes on drops the lines of the steps that it takes again."""
+
+    def __init__(self, out: Path, done: int, tensorboard: bool):
+        self._path, self._done, self._tensorboard = out / METRICS, done, tensorboard
+        self._sums: collections.Counter[str] = collections.Counter()
+        self._steps = self._pictures = 0
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> "_Log":
+        self._events = None
+        if self._tensorboard:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError:
+                raise InputError("tensorboardX is missing: pip install 'jaxclip[tensorboard]'") from None
+            self._events = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=self._done + 1)
+        before = self._path.read_text().splitlines() if self._path.exists() else []
+        with new_file(self._path) as file:
+            file.writelines(f"{line}\n" for line in before if _step_of(line) <= self._done)
+        self._file = self._path.open("a")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def add(self, step: int, metrics: Mapping[str, float], pictures: int, *, write: bool) -> None:
+        """Takes a step's metrics in; ``write``: writes their means over the steps since it last did."""
+        self._sums.update(metrics)
+        self._steps, self._pictures = self._steps + 1, self._pictures + pictures
+        if write:
+            now = time.perf_counter()
+            means = {name: total / self._steps for name, total in self._sums.items()}
+            self.write(step, {**means, "images_per_second": self._pictures / (now - self._start)})
+            self._sums.clear()
+            self._steps, self._pictures, self._start = 0, 0, now
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes a line."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, step)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; one that a kill cut short has none, and is dropped."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf

@@ -1,0 +1,114 @@
+"""A recipe: all that decides what a training run does, but the model and the data. The record of a run is its JSON."""
+
+import dataclasses
+import importlib
+import json
+import runpy
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxclip.config import ModelConfig
+from jaxclip.errors import InputError
+from jaxclip.files import new_file
+from jaxclip.training.augment import Augment
+from jaxclip.training.optimizer import Optimizer
+
+RECIPE = "recipe.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the data; a fraction is one too.
+        batch_size: Pictures of a step, over all devices.
+        optimizer: See :class:`~jaxclip.training.optimizer.Optimizer`.
+        augment: See :class:`~jaxclip.training.augment.Augment`.
+        label_smoothing: Of classes.
+        loss: Of image-text pairs.
+        dtype: Of the computation; parameters, their gradients and the optimiser are float32.
+        remat: Recompute each transformer block in the backward pass, for large models.
+        seed: Of the initialisation, the order, the augmentation and mixup.
+        save: Checkpoint, and score, after every so many epochs.
+        log: Write metrics after every so many steps.
+    """
+
+    epochs: float
+    batch_size: int
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    label_smoothing: float = 0.0
+    loss: Literal["contrastive", "sigmoid"] = "contrastive"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: bool = False
+    seed: int = 0
+    save: float = 1.0
+    log: int = 10
+
+    def __post_init__(self):
+        if not self.epochs > 0 or not self.save > 0 or self.log < 1 or self.batch_size < 1:
+            raise InputError("recipe: epochs, batch_size, save and log must be positive")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"recipe: label_smoothing is {self.label_smoothing}, not from 0 to below 1")
+
+    def steps(self, pictures: int, epochs: float | None = None) -> int:
+        """How many steps some epochs (all of the run's) over so many pictures are."""
+        return max(1, round((self.epochs if epochs is None else epochs) * pictures / self.batch_size))
+
+
+def read(name: str) -> tuple[Recipe, ModelConfig | None]:
+    """The ``RECIPE``, and the ``MODEL`` where there is one, of a configuration.
+
+    Args:
+        name: Of a module in ``experiments/configs/``, or the path of such a file, which is run.
+
+    Raises:
+        InputError: There is none, or it has no ``RECIPE``.
+    """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise InputError(f"there is no configuration {name}")
+        found: Any = runpy.run_path(name)
+    else:
+        try:
+            found = vars(importlib.import_module(f"experiments.configs.{name}"))
+        except ModuleNotFoundError:
+            raise InputError(f"there is no configuration {name!r} in experiments/configs; a path ends in .py") from None
+    if not isinstance(found.get("RECIPE"), Recipe):
+        raise InputError(f"configuration {name} has no RECIPE, a jaxclip.training.recipe.Recipe")
+    return found["RECIPE"], found.get("MODEL")
+
+
+def override(
+    recipe: Recipe,
+    epochs: float | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    dtype: Literal["float32", "bfloat16"] | None,
+    seed: int | None,
+) -> Recipe:
+    """The recipe with what is given in the place of its own."""
+    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "dtype": dtype, "seed": seed}
+    if learning_rate is not None:
+        given["optimizer"] = dataclasses.replace(recipe.optimizer, learning_rate=learning_rate)
+    return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+
+def record(folder: Path, what: dict[str, Any]) -> None:
+    """Writes ``recipe.json``, or makes sure that the run that is there is of the same.
+
+    Raises:
+        InputError: The folder has a run of another recipe, model or data.
+    """
+    path = folder / RECIPE
+    what = json.loads(json.dumps(what, default=dataclasses.asdict))
+    if path.exists():
+        before = json.loads(path.read_text())
+        for key, value in what.items():
+            if before.get(key) != value:
+                raise InputError(f"{folder} has a run whose {key} is another ({path}): name another output folder")
+        return
+    with new_file(path) as file:
+        json.dump(what, file, indent=2)
+        file.write("\n")

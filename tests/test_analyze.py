@@ -1,0 +1,142 @@
+"""`jaxclip analyze` and `jaxclip robustness`: one synthetic model with planted truths, through the command line."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic_study as synthetic
+
+from jaxclip import analyze
+from jaxclip.analysis import SHIFTS
+from jaxclip.cli import main
+from jaxclip.datasets import class_subset
+from jaxclip.errors import InputError
+from jaxclip.model import load_model
+from jaxclip.store import model_digest
+
+NAME = "synthetic-model"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A robust synthetic model, with the reference and two shifts in a store of two models."""
+    root = tmp_path_factory.mktemp("analyze")
+    rng = np.random.default_rng(0)
+    W = synthetic.classes_matrix(rng, robust=True)
+    synthetic.save_classifier(root / "model", NAME, W, rng)
+    digest = model_digest(load_model(root / "model"))
+    for seed, set_ in enumerate(("imagenet2012", "imagenet_v2", "imagenet_r")):
+        h, labels, names = synthetic.images(np.random.default_rng(seed), W, set_, True, 0.17)
+        synthetic.put(root / "store", NAME, digest, set_, h, labels, names)
+        synthetic.put(root / "store", "other", "f" * 64, set_, -h, labels, names)
+    concepts = synthetic.concept_images(rng, W, 4, True)
+    synthetic.put(root / "store", NAME, digest, "broden", concepts, np.full(len(concepts), -1), ())
+    return root
+
+
+def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The planted outlier and direction are in the files; what is missing, Broden's labels too, is said."""
+    out = tmp_path / "out"
+    args = ["analyze", "--model", root / "model", "--data", root / "store", "--out", out, "--data-dir", tmp_path]
+    assert main([*map(str, args)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((out / "analysis.json").read_text())
+    assert found["model"] == NAME and set(found["stores"]) == {"imagenet2012", "imagenet_v2", "imagenet_r"}
+    share = found["activations"]["share"]
+    assert np.flatnonzero(np.array(share) > 0.5).tolist() == [synthetic.OUTLIER]
+    assert found["directions"]["features"][0][0] == synthetic.OUTLIER
+    assert 0.6 < found["accuracy"]["imagenet2012"]["value"] < 1, "the store's other model was read"
+    for shift in SHIFTS:
+        assert (f"no representations of {shift}" in printed) == (shift not in ("imagenet_v2", "imagenet_r"))
+    assert "broden is not prepared" in printed.replace("\n", " ") or "datasets prepare broden" in printed
+    rows = list(csv.DictReader((out / "tables" / "effective-robustness.csv").open()))
+    assert [row["Shift"] for row in rows if row["ER"]] == ["ImageNet-V2", "ImageNet-R"]
+    page = (out / "index.html").read_text()
+    assert "Privileged directions" in page and "no representations of objectnet" in page
+
+
+def test_one_key_is_enough(root: Path) -> None:
+    """A folder of one key in place of the store; and a set alone is its own reference."""
+    model = load_model(root / "model")
+    (one,) = [
+        s for s in analyze.finished(root / "store") if s.name == "imagenet_v2" and s.manifest["model"]["name"] == NAME
+    ]
+    assert [s.folder for s in analyze.finished(one.folder)] == [one.folder]
+    options = analyze.Options(fractions=(0.0, 0.8))
+    found = analyze.analyze_stored(model, [one.folder], options)
+    assert found.reference == "imagenet_v2" and list(found.accuracy) == ["imagenet_v2"]
+
+
+def test_subset_accuracies(root: Path) -> None:
+    """x="subset" measures ImageNet's images of a shift's classes, choosing between these alone."""
+    stored = {s.name: s for s in analyze.finished(root / "store") if s.manifest["model"]["name"] == NAME}
+    views = analyze.views(stored["imagenet2012"], {"imagenet_r": stored["imagenet_r"]}, "subset")
+    subset = np.asarray(class_subset("imagenet_r"))
+    data = views["imagenet_on_imagenet_r"]
+    rows = np.isin(stored["imagenet2012"].labels, subset)
+    assert len(data.labels) == rows.sum() > 0 and np.array_equal(data.classes, subset)
+    np.testing.assert_array_equal(data.h, np.asarray(stored["imagenet2012"])[rows])
+    assert set(views) >= {"imagenet_on_objectnet", "imagenet_on_imagenet_a", "imagenet2012", "imagenet_r"}
+
+
+def test_the_coordinates_as_directions(root: Path, tmp_path: Path) -> None:
+    """With unit coordinates, concepts along coordinates 10, 11 and 12 (downwards) are encoded by these."""
+    old = next(s for s in analyze.finished(root / "store") if s.name == "broden")
+    shown = synthetic.planted_concepts(old)
+    h = 0.1 * np.random.default_rng(0).standard_normal(old.shape).astype(np.float32)
+    h[:, 10:13] -= shown.matrix.toarray()[:, :3]
+    synthetic.put(tmp_path, NAME, "0", "broden", h, np.full(len(h), -1), ())
+    (stored,) = analyze.finished(tmp_path)
+    options = analyze.Options(directions="coordinates")
+    head = analyze.read_head(load_model(root / "model"), [""] * 1000)
+    rows = analyze.concept_directions(analyze.rank(head, stored, options), options)
+    found = analyze.summarise_concepts(stored, shown, rows, options)
+    signed = {b["concept"]: (b["direction"], b["sign"]) for b in found.best}
+    assert signed == {f"synthetic concept {c}": (10 + c, -1) for c in range(3)}
+
+
+def test_bad_input(root: Path, tmp_path: Path) -> None:
+    model = load_model(root / "model")
+    with pytest.raises(InputError, match="no finished representations"):
+        analyze.analyze_stored(model, [tmp_path])
+    other = [s.folder for s in analyze.finished(root / "store") if s.manifest["model"]["name"] == "other"]
+    with pytest.raises(InputError, match=f"by {NAME}"):
+        analyze.analyze_stored(model, other)
+    with pytest.raises(InputError, match="1000 classes, and the data 3"):
+        analyze.read_head(model, ["a", "b", "c"])
+    names = next(s.classes for s in analyze.finished(root / "store") if s.name == "imagenet2012")
+    synthetic.put(
+        tmp_path,
+        NAME,
+        model_digest(model),
+        "imagenet2012",
+        np.ones((3, synthetic.D), np.float32),
+        np.array([0, -1, 1]),
+        names,
+    )
+    with pytest.raises(InputError, match=r"0001\.png has the label -1"):
+        analyze.analyze_stored(model, [tmp_path])
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    """Other programs' JSON readers refuse NaN."""
+    analyze.save_json(tmp_path / "x.json", {"a": [float("nan"), np.float32(1)], "b": np.array([np.inf, 2])})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": [None, 2.0]}
+
+
+def test_robustness_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = tmp_path / "mine.csv"
+    table.write_text("model,imagenet,imagenet_v2\nmine,0.7,0.65\n")
+    assert main(["robustness", "--accuracies", str(table), "--out", str(tmp_path / "out")]) == 0
+    assert "mine" in capsys.readouterr().out
+    (row,) = csv.DictReader((tmp_path / "out" / "effective_robustness.csv").open())
+    assert 0 < float(row["er_imagenet_v2"]) < 0.2 and row["er"] == "", (
+        "0.65 is above the line, and four shifts are missing"
+    )
+    table.write_text("model,imagenet,imagenet_v2\nmine,70,65\n")
+    assert main(["robustness", "--accuracies", str(table), "--out", str(tmp_path / "out")]) == 2
+    assert "divide percent by 100" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out")

@@ -1,0 +1,254 @@
+"""The experiments on a synthetic study: planted truths come out, what is missing is named, a killed run goes on."""
+
+import dataclasses
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import synthetic_study as synthetic
+
+from experiments import accuracy_and_er, findings, kurtosis_vs_er, reproduce
+from experiments import study as studies
+from experiments.study import Study
+from jaxclip import analyze
+from jaxclip.errors import InputError
+
+PAPER = Path(__file__).parent.parent / "experiments" / "configs" / "paper.py"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    root = tmp_path_factory.mktemp("synthetic")
+    return dataclasses.replace(synthetic.make(root), results=root / "results")
+
+
+def test_planted_outlier_feature_and_privileged_direction(made: Study) -> None:
+    """The one coordinate that is huge, and the one direction that reads it, in the robust models and in no other."""
+    activations, directions = studies.activations(made), studies.directions(made)
+    for name, a in activations.items():
+        robust = made.groups[name] == "zero-shot"
+        assert a.outliers == ([synthetic.OUTLIER] if robust else []), name
+        assert (a.kurtosis > 30) == robust, f"{name}: kurtosis {a.kurtosis}"
+    for name, d in directions.items():
+        robust = made.groups[name] == "zero-shot"
+        assert (d.max_over_mean > 10) == robust, name
+        if robust:
+            assert d.features[0][0] == synthetic.OUTLIER and d.coordinates[0][0] > 0.99, name
+
+
+def test_planted_concepts(made: Study) -> None:
+    """Exactly the concepts that lie along directions are encoded, each by one direction, and none by chance."""
+    for name, c in studies.concepts(made).items():
+        planted = {f"synthetic concept {i}": 1 for i in range(synthetic.ENCODED[made.groups[name]])}
+        assert c.encoded == planted, name
+        assert c.unique["permuted_labels"] == 0 and c.polysemanticity["directions"] == 1
+        assert c.unique_over["directions"][c.thresholds.index(0.9)] == c.unique["directions"]
+
+
+def test_the_top_images_of_a_concept_have_it(made: Study) -> None:
+    """A direction's sign or an image's id that is off would show pictures without the concept."""
+    name, c = next(iter(studies.concepts(made).items()))
+    stored = made.stored[name]["broden"]
+    has = dict(zip(stored.ids, synthetic.planted_concepts(stored).matrix.toarray(), strict=True))
+    assert c.best and all(has[i][int(b["concept"].split()[-1])] for b in c.best for i in b["top_images"][:3])
+
+
+def test_pruning_four_fifths(made: Study) -> None:
+    """The robust heads have 13 directions of 64, so that 80 % can go; the others need all."""
+    for name, p in studies.prunings(made).items():
+        lost = np.array(p.accuracy["imagenet2012"])[0] - np.array(p.accuracy["imagenet2012"])[p.fractions.index(0.8)]
+        assert (lost < 0.01) if made.groups[name] == "zero-shot" else (lost > 0.4), name
+
+
+def test_accuracy_is_that_of_numpy(made: Study) -> None:
+    """With the classes of -A, and any right class of ObjectNet's; and pruning nothing changes nothing."""
+    name = "synthetic-zero-shot-a"
+    W = studies.head(made, name).W
+    found, pruned = studies.accuracies(made)[name], studies.prunings(made)[name]
+    for set_ in ("imagenet2012", "imagenet_a", "objectnet"):
+        stored = made.stored[name][set_]
+        data = analyze.labelled(stored)
+        chosen = data.classes[(np.asarray(stored) @ W[data.classes].T).argmax(1)]
+        value = data.answers[stored.labels, chosen].mean()
+        assert 0.3 < value < 1 and len(data.classes) == {"imagenet_a": 200, "objectnet": 125}.get(set_, 1000)
+        assert found[set_].value == pytest.approx(value, abs=1e-9), set_
+        assert pruned.accuracy[set_][0] == pytest.approx(value, abs=0.01), set_
+
+
+def test_effective_robustness_needs_all_five_shifts(made: Study) -> None:
+    accuracies = studies.accuracies(made)
+    result = studies.robustness(made, accuracies)
+    assert result is not None
+    er = dict(zip(accuracies, result.mean, strict=True))
+    assert np.isnan(er[synthetic.NO_OBJECTNET]), "a mean over four shifts is another quantity"
+    robust = [v for name, v in er.items() if made.groups[name] == "zero-shot"]
+    assert min(robust) > max(v for name, v in er.items() if made.groups[name] != "zero-shot" and not np.isnan(v))
+    pruned = studies.pruned_robustness(made, studies.prunings(made))
+    for name in er:
+        np.testing.assert_allclose(pruned[name][0], er[name], atol=0.01, err_msg="nothing pruned, another robustness")
+
+
+def test_what_is_missing_is_named(made: Study) -> None:
+    rows = {row[0]: row for row in studies.missing(made)}
+    place = 4 + made.sets.index("objectnet")
+    assert rows[synthetic.NO_OBJECTNET][place] is None and rows["synthetic-supervised-a"][place] == synthetic.IMAGES
+    assert rows[synthetic.NO_HEAD][3] == "no" and set(rows[synthetic.ABSENT][4:]) == {None}
+    assert set(studies.directions(made)) == set(synthetic.MODELS) - {synthetic.NO_HEAD, synthetic.ABSENT}
+    assert synthetic.NO_HEAD in studies.activations(made), "kurtosis needs no head"
+
+
+def test_results_are_read_and_not_computed_again(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = studies.activations(made)
+    monkeypatch.setattr(analyze, "activations", lambda *_: pytest.fail("computed again"))
+    assert studies.activations(made) == before
+    other = dataclasses.replace(made, options=dataclasses.replace(made.options, outlier_threshold=5.0))
+    with pytest.raises(pytest.fail.Exception):
+        studies.activations(other)
+
+
+def test_findings_pass_where_planted_and_differ_where_not(made: Study) -> None:
+    """The same numbers with the groups' names exchanged must not agree with the paper."""
+    verdicts = [finding.judge(made).agrees for finding in findings.FINDINGS]
+    kurtosis, others, privileged, unprivileged, correlation, pruned, robust, concepts, language = verdicts
+    assert all([kurtosis, others, privileged, unprivileged, pruned, robust, concepts, language]), verdicts
+    assert correlation is not None, "five models have both numbers"
+    exchanged = synthetic.with_groups(made, {"zero-shot": "supervised", "supervised": "zero-shot"})
+    verdicts = [finding.judge(exchanged).agrees for finding in findings.FINDINGS]
+    assert not any([*verdicts[:4], verdicts[5], verdicts[7]]), verdicts
+
+
+def test_rank_correlation() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(30)
+    y = x + rng.standard_normal(30)
+    found = kurtosis_vs_er.rank_correlation(x, y, 0)
+    drawn = scipy.stats.bootstrap(
+        (x, y), lambda a, b: scipy.stats.spearmanr(a, b).statistic, paired=True, vectorized=False,
+        n_resamples=2000, method="percentile", rng=1,
+    ).confidence_interval  # fmt: skip
+    assert found.value == scipy.stats.spearmanr(x, y).statistic
+    assert (found.low, found.high) == pytest.approx((drawn.low, drawn.high), abs=0.05)
+    assert kurtosis_vs_er.rank_correlation(x, np.exp(x), 0)[:3] == pytest.approx((1, 1, 1))
+
+
+def test_other_weights_are_refused(made: Study, tmp_path: Path) -> None:
+    """A head of one checkpoint with representations of another would give numbers that mean nothing."""
+    shutil.copytree(made.store, tmp_path / "store")
+    for path in (tmp_path / "store").glob("head-*"):
+        path.unlink()
+    swapped = [dataclasses.replace(m, folder=made.models[1].folder) for m in made.models]
+    study = dataclasses.replace(made, models=tuple(swapped), store=tmp_path / "store", results=tmp_path)
+    with pytest.raises(InputError, match="other weights"):
+        studies.head(study, made.models[0].name)
+    stored = made.stored[made.models[0].name]["imagenet2012"]
+    synthetic.put(
+        tmp_path / "store",
+        made.models[0].name,
+        "0" * 64,
+        stored.name,
+        np.asarray(stored),
+        stored.labels,
+        stored.classes,
+    )
+    with pytest.raises(InputError, match="different weights"):
+        _ = dataclasses.replace(study).stored  # of a new study, which reads the store anew
+
+
+def test_nothing_is_there(tmp_path: Path) -> None:
+    """The paper's own configuration on an empty folder: every statement is "not run", and nothing fails."""
+    study = dataclasses.replace(studies.load(PAPER, tmp_path), results=tmp_path / "results")
+    assert len(study.models) == 40
+    assert {finding.judge(study).agrees for finding in findings.FINDINGS} == {None}
+    assert all(row[4:] == [None] * 7 for row in studies.missing(study))
+    section = accuracy_and_er.run(study)
+    assert "Not run for 40 of 40 models" in "".join(section.blocks)
+    _, rows, _ = section.tables["published-accuracy"]
+    assert len(rows) >= 17, "the published accuracies are real numbers that are always there"
+
+
+def test_bad_configurations(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.py"):
+        studies.load(tmp_path / "nowhere.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(InputError, match="get_config"):
+        studies.load(tmp_path / "empty.py")
+
+
+# --- the whole report ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(made: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    return reproduce.reproduce(dataclasses.replace(made, results=out / "results"), out)[0]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(
+    made: Study, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = dataclasses.replace(made, results=tmp_path / "results")
+    save, left = analyze.save_json, iter(range(11))
+
+    def until_killed(path: Path, content: object) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        save(path, content)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(analyze, "save_json", until_killed)
+        reproduce.reproduce(study, tmp_path)
+    first = {path: path.stat().st_mtime_ns for path in study.results.iterdir()}
+    assert len(first) == 11 and not (tmp_path / "index.html").exists()
+    resumed, _ = reproduce.reproduce(study, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in first} == first, "what was there was computed again"
+    assert resumed.read_bytes() == page.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_report_says_what_it_must(page: Path) -> None:
+    text = page.read_text()
+    for words in ("The paper found, this run found", "Synthetic models", synthetic.ABSENT, "Weights", "Seed", "jax "):
+        assert words.casefold() in text.casefold(), words
+    names = re.findall(r'download="([^"]*)\.csv"', text)
+    assert len(names) == len(set(names)) >= 12, "two tables have one name"
+    assert {path.stem for path in (page.parent / "tables").iterdir()} == set(names)
+    assert not re.search(r"\bnan\b", re.sub(r"<[^>]*>", " ", text)), "a missing number is shown as nan"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: apt-get install chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_report(page: Path, tmp_path: Path, width: int) -> None:
+    """No message on the console, every figure drawn, nothing wider than the window."""
+    probe = """<iframe id="page" src="%s" style="border: 0; width: %dpx; height: 900px"></iframe><script>
+    page.onload = () => {
+      const root = page.contentDocument.documentElement;
+      const figures = [...root.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect());
+      const flat = figures.filter((r) => r.width * r.height < 1e4).length;
+      document.title = JSON.stringify({ overflow: root.scrollWidth - %d, figures: figures.length, flat });
+    };
+    </script>"""
+    (tmp_path / "frame.html").write_text(probe % (page.as_uri(), width, width))
+    flags = (
+        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync "
+        "--allow-file-access-from-files --enable-logging=stderr --dump-dom --window-size=1300,900"
+    )
+    out = subprocess.run(
+        ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "frame.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert "CONSOLE" not in out.stderr, [line for line in out.stderr.splitlines() if "CONSOLE" in line]
+    (found,) = re.findall(r"<title>(.*?)</title>", out.stdout, flags=re.DOTALL)
+    found = json.loads(html.unescape(found))
+    assert found["figures"] >= 10 and found["flat"] == 0, found
+    assert found["overflow"] <= 0, f"the page scrolls sideways at {width} px"

@@ -1,0 +1,236 @@
+"""The report library: what a reader sees, sorts, downloads and hears, and that the page needs nothing but itself."""
+
+import base64
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jaxclip import report
+
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Elements of a page, and what is wrong with its nesting."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.faults: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        self.faults += [f"<{tag}> is not closed" for tag in self._open]
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self._open or self._open.pop() != tag:
+            self.faults.append(f"</{tag}> closes something else")
+
+
+def check(text: str) -> Page:
+    """Asserts what holds for every page: nesting, unique ids, links that lead somewhere, alternative texts."""
+    page = Page(text)
+    assert not page.faults, page.faults[:3]
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids)), "an id occurs twice, so links and clip paths of one figure may reach another"
+    for tag, attrs in page.elements:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            value = attrs.get(name)
+            if value is None:
+                continue
+            assert value.startswith(("data:", "#")), f"<{tag} {name}> loads {value[:60]}"
+            assert value == "#" or value.startswith("data:") or value[1:] in ids, f"{value} leads nowhere"
+        if tag == "img":
+            assert attrs.get("alt"), "a picture without an alternative text"
+        if tag == "svg":
+            assert attrs.get("role") == "img" and attrs.get("aria-label"), "a figure without an alternative text"
+    for target in re.findall(r"url\(([^)]*)\)", text):
+        assert target.strip("'\"")[1:] in ids, f"url({target}) leads nowhere, or outside"
+    assert "@import" not in text
+    return page
+
+
+def figure(height: float = 1.0) -> str:
+    with report.style():
+        fig = Figure()
+        ax = fig.subplots()
+        ax.plot([0, 1, 2], [0, height, 0], marker="o", label="line")
+        ax.set_xlim(0.2, 1.8)  # clips, so that there is a clip path
+        ax.legend()
+    return report.figure(fig, "A line, σ<sub>i</sub>.", 'Up & down, "once"', "line")
+
+
+HOSTILE = '<script>alert("x")</script> & 50 %'
+ROWS: list[list[report.Cell]] = [
+    ["held-out", report.Estimate(0.9712345678901234, 0.95, 0.98), 599, 1.5],
+    [HOSTILE, report.Estimate(0.5, 0.25, 0.75), None, float("nan")],
+    ["a,b", None, 12, -2.0],
+]
+
+
+def table() -> str:
+    return report.table(["Set", "Accuracy", "Images", "x_1"], ROWS, "Caption.", "numbers", {"Accuracy": ".1%"})
+
+
+def downloads(text: str) -> dict[str, str]:
+    found = re.findall(r'href="data:[^,"]*;base64,([^"]*)" download="([^"]*)"', text)
+    return {name: base64.b64decode(content).decode() for content, name in found}
+
+
+def whole_page() -> str:
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    return report.page(
+        HOSTILE,
+        report.notice("Toy."),
+        {
+            "One & two": [report.side_by_side(figure(), figure(2.0)), table()],
+            "Three": [
+                report.gallery({"row": [report.picture(pixels, HOSTILE, "7")] * 2}, "Pictures."),
+                report.provenance({"Seed": 0, HOSTILE: HOSTILE}),
+            ],
+        },
+    )
+
+
+def test_a_page_is_well_formed_and_loads_nothing():
+    page = check(whole_page())
+    assert [tag for tag, _ in page.elements].count("script") == 1, "text that was given became a script"
+    assert [
+        attrs["href"] for tag, attrs in page.elements if tag == "a" and attrs["href"] in ("#one-two", "#three")
+    ] == [
+        "#one-two",
+        "#three",
+    ], "the list of contents does not lead to the sections"
+    policy = next(attrs["content"] for tag, attrs in page.elements if attrs.get("http-equiv"))
+    assert policy and "default-src 'none'" in policy, (
+        "a browser would load from outside if a caller's HTML asked for it"
+    )
+
+
+def test_equal_input_gives_equal_bytes():
+    assert whole_page() == whole_page(), "a date, a random id or an order makes reports differ from run to run"
+
+
+def test_csv_has_every_digit_and_the_intervals():
+    text = downloads(table())["numbers.csv"]
+    assert list(csv.reader(io.StringIO(text))) == [
+        ["Set", "Accuracy", "Accuracy low", "Accuracy high", "Images", "x_1"],
+        ["held-out", "0.9712345678901234", "0.95", "0.98", "599", "1.5"],
+        [HOSTILE, "0.5", "0.25", "0.75", "", "nan"],
+        ["a,b", "", "", "", "12", "-2.0"],
+    ]
+
+
+def test_latex_escapes_what_tex_reads():
+    text = downloads(table())["numbers.tex"]
+    lines = text.splitlines()
+    assert lines[0] == r"\begin{tabular}{lrrr}", "text is left, numbers right"
+    assert lines[2] == r"Set & Accuracy & Images & x\_1 \\"
+    assert lines[4] == r"held-out & 97.1\% [95.0, 98.0] & 599 & 1.5 \\"
+    assert r"\& 50 \%" in lines[5] and lines[5].endswith(r"& -- & -- \\")
+    assert not re.search(r"(?<!\\)[%$#_]", text), "a bare special character breaks the reader's document"
+
+
+def test_a_table_shows_rounded_numbers_and_sorts_by_full_ones():
+    text = table()
+    assert html.escape(HOSTILE) in text and "<script>" not in text
+    assert '<td class="number" data-value="0.9712345678901234">97.1% <span class="interval">[95.0, 98.0]</span>' in text
+    assert text.count('data-value=""') == 3, "None and NaN sort last: they have no sort value"
+    assert text.count("–</td>") == 3, "None and NaN are shown as a dash"
+    assert text.count('<th scope="col"') == 4 and text.count('<th scope="row"') == 3, "screen readers need the scopes"
+
+
+def test_a_row_of_another_length_is_refused():
+    with pytest.raises(ValueError):
+        report.table(["a", "b"], [["x"]], "", "t")
+
+
+def test_a_picture_is_lossless():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    (content,) = re.findall(r'src="data:image/png;base64,([^"]*)"', report.picture(pixels, "noise"))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))), pixels)
+
+
+def test_a_figure_is_xml_that_follows_the_page_between_light_and_dark():
+    (svg,) = re.findall(r"<svg.*</svg>", figure(), flags=re.DOTALL)
+    root = ElementTree.fromstring(svg)
+    assert root.get("aria-label") == 'Up & down, "once"'
+    assert "viewBox" in root.attrib, "without it the figure does not scale on a phone"
+    colors = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
+    assert not colors, f"{colors} stay as they are in dark mode"
+    assert f"var(--ink, {report.INK})" in svg and f"var(--series-1, {report.SERIES[0]})" in svg
+    css = whole_page()
+    for name in set(re.findall(r"var\((--[\w-]+)", css)) - {"--n"}:
+        assert css.count(f"{name}: #") == 2, f"{name} needs a value for light and one for dark"
+
+
+def test_text_contrast_is_readable_in_light_and_dark():
+    def luminance(color: str) -> float:
+        rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in whole_page().split("@media", 2)[:2])
+    for theme in (light, dark):
+        for name in ("ink", "muted", "link", *(f"series-{i}" for i in range(1, 7))):
+            a, b = sorted((luminance(theme[name]), luminance(theme["paper"])))
+            assert (b + 0.05) / (a + 0.05) >= 4.5, f"{name} is below WCAG AA on the page's paper"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: apt-get install chromium")
+def test_a_browser_sorts_tables_fits_a_phone_and_prints_no_error(tmp_path):
+    probe = """
+    <script>
+    const column = (i) => [...document.querySelector("tbody").rows].map((row) => row.cells[i].dataset.value).join("|");
+    const buttons = document.querySelectorAll("thead button");
+    const found = {};
+    buttons[1].click(); found.down = column(1);
+    buttons[1].click(); found.up = column(1);
+    found.sort = buttons[1].parentNode.getAttribute("aria-sort");
+    buttons[0].click(); found.names = column(0).toLowerCase();
+    const link = document.querySelector("a[data-svg]");
+    link.addEventListener("click", (event) => event.preventDefault());
+    link.click();
+    found.svg = decodeURIComponent(link.href).includes("var(") ? "unresolved" : link.href.slice(0, 18);
+    found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+    document.title = JSON.stringify(found);
+    </script></body>"""
+    (tmp_path / "page.html").write_text(whole_page().replace("</body>", probe))
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom --window-size=500,900"
+    )
+    out = subprocess.run(
+        ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in out.stderr, [line for line in out.stderr.splitlines() if "CONSOLE" in line]
+    (title,) = re.findall(r"<title>(.*?)</title>", out.stdout, flags=re.DOTALL)
+    found = json.loads(html.unescape(title))
+    assert found["down"] == "0.9712345678901234|0.5|", "a first click on numbers puts the largest first, missing last"
+    assert found["up"] == "0.5|0.9712345678901234|" and found["sort"] == "ascending"
+    assert found["names"].endswith("a,b|held-out"), "words are sorted from a to z"
+    assert found["svg"] == "data:image/svg+xml", "a downloaded figure has the page's colours resolved"
+    assert found["overflow"] <= 0, "the page scrolls sideways on a narrow screen"
