@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
     """
     with new_directory(path, overwrite) as folder:
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with ocp.StandardCheckpointer(save_concurrent_gb=_in_flight(arrays)) as checkpointer:
                 checkpointer.save((folder / PARAMS).absolute(), dict(arrays))
         except ValueError as error:  # how TensorStore reports what the system refuses
             code = next((c for c in (errno.ENOSPC, errno.EDQUOT) if f"os_error_code='{c}'" in str(error)), None)
@@ -102,7 +103,7 @@ def restore(
     folder = (Path(path) / PARAMS).absolute()
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: convert the checkpoint again")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(restore_concurrent_gb=_in_flight(wanted)) as checkpointer:
         found = _metadata(checkpointer, folder)
         for name, leaf in wanted.items():
             if name not in found:
@@ -122,6 +123,11 @@ def fill(state: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
     """``state`` with every leaf replaced by the array of its name."""
     flat = [(path, leaf.replace(arrays[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]
     return nnx.from_flat_state(flat)
+
+
+def _in_flight(arrays: Mapping[str, Any]) -> int:
+    """Gigabytes that Orbax may have under way at once: room for the largest array; its default copies them all."""
+    return 1 + max(math.prod(array.shape) * array.dtype.itemsize for array in arrays.values()) // 10**9
 
 
 def _metadata(checkpointer: ocp.StandardCheckpointer, folder: Path) -> dict[str, Any]:
