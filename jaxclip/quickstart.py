@@ -516,14 +516,13 @@ def _activation_table(result: Quickstart) -> str:
         rows.append(
             [
                 LABELS[name],
-                len(a.outliers.share),
                 report.Estimate(a.kurtosis, a.kurtosis - margin, a.kurtosis + margin),
                 int((a.outliers.share >= 0.5).sum()),
                 float(a.outliers.share.max()),
             ]
         )
     return report.table(
-        ["Model", "Features", "Kurtosis", "Outlier features", "Largest share"],
+        ["Model", "Kurtosis", "Outlier features", "Largest share"],
         rows,
         "Activation kurtosis (mean over the held-out digits, with its 95 % interval; normal activations give 3), and "
         "outlier features: those above 6 standard deviations of the picture's activations in at least half of the "
