@@ -13,6 +13,8 @@ _PUBLIC = {
     "convert": "checkpoints_conversion.convert",
     "zero_shot_head": "jaxclip.zero_shot",
     "evaluate": "jaxclip.evaluation",
+    "embed": "jaxclip.embedding",
+    "open_store": "jaxclip.store",
     "InputError": "jaxclip.errors",
 }
 __all__ = ["__version__", *_PUBLIC]
