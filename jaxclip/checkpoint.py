@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
@@ -20,6 +21,7 @@ from jaxclip.models import clip
 
 PARAMS = "params"
 CONFIG = "config.json"
+CHUNK = 32 * 2**20  # bytes of an array that one file holds
 
 
 def named(state: Any) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def named(state: Any) -> dict[str, Any]:
 
 
 def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Writes a checkpoint folder, whole or not at all.
+    """Writes a checkpoint folder, whole or not at all. Of the processes of a job, one does it.
 
     Args:
         path: The folder to make.
@@ -41,10 +43,24 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
         InputError: ``path`` exists and is not to be replaced.
         OSError: The disk is full, or another thing that the system refuses.
     """
+    # Orbax's defaults (OCDBT, whole arrays, copied first) take twice the checkpoint's memory; this takes a few chunks.
+    kinds = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()}, "alone")
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False,
+        type_handler_registry=kinds,
+        save_concurrent_gb=_in_flight(arrays),
+        multiprocessing_options=alone,
+    )
+    leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in arrays.items()}
+    chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
     with new_directory(path, overwrite) as folder:
         try:
-            with ocp.StandardCheckpointer(save_concurrent_gb=_in_flight(arrays)) as checkpointer:
-                checkpointer.save((folder / PARAMS).absolute(), dict(arrays))
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+                checkpointer.save((folder / PARAMS).absolute(), leaves, save_args=chunks)
         except ValueError as error:  # how TensorStore reports what the system refuses
             code = next((c for c in (errno.ENOSPC, errno.EDQUOT) if f"os_error_code='{c}'" in str(error)), None)
             if code is None:
@@ -84,7 +100,7 @@ def restore(
         path: The folder.
         dtype: Of the computation; with bfloat16 the parameters still are float32.
         remat: See :func:`jaxclip.models.clip.build`.
-        sharding: Where parameters go: one sharding for all, or one for each name. None is the first device.
+        sharding: Where parameters go: one sharding for all, or one for each name. None is this process's first device.
 
     Raises:
         InputError: The folder is no checkpoint, or its arrays do not fit its ``config.json``.
@@ -93,7 +109,7 @@ def restore(
     model = clip.abstract(config, dtype=dtype, remat=remat)
     graph, state = nnx.split(model)
     if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         name: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=sharding[name] if isinstance(sharding, Mapping) else sharding

@@ -140,7 +140,7 @@ def table(
         formats: Format specifications for columns of numbers, as in ``{"accuracy": ".1%"}``; CSV has all digits.
     """
     specs = [(formats or {}).get(column, "") for column in columns]
-    shown = [[_show(cell, spec) for cell, spec in zip(row, specs, strict=True)] for row in rows]
+    cells = [[shown(cell, spec) for cell, spec in zip(row, specs, strict=True)] for row in rows]
     numeric = [not any(isinstance(row[i], str) for row in rows) for i in range(len(columns))]
     kinds = ["number" if is_numeric else "text" for is_numeric in numeric]
     head = "".join(
@@ -148,7 +148,7 @@ def table(
         for column, kind in zip(columns, kinds, strict=True)
     )
     body = ""
-    for row, texts in zip(rows, shown, strict=True):
+    for row, texts in zip(rows, cells, strict=True):
         body += "<tr>"
         for i, (cell, (value, interval), kind) in enumerate(zip(row, texts, kinds, strict=True)):
             tag, scope = ("th", ' scope="row"') if i == 0 else ("td", "")
@@ -158,8 +158,8 @@ def table(
     return (
         f'<figure class="data"><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div><figcaption>{caption} "
-        f'<span class="downloads">{_download(_csv(columns, rows), "text/csv", f"{name}.csv", "CSV")}'
-        f"{_download(_latex(columns, shown, numeric), 'application/x-tex', f'{name}.tex', 'LaTeX')}</span>"
+        f'<span class="downloads">{_download(csv_text(columns, rows), "text/csv", f"{name}.csv", "CSV")}'
+        f"{_download(_latex(columns, cells, numeric), 'application/x-tex', f'{name}.tex', 'LaTeX')}</span>"
         "</figcaption></figure>"
     )
 
@@ -251,8 +251,8 @@ def page(title: str, lead: str, sections: Mapping[str, Sequence[str]]) -> str:
 """
 
 
-def _show(cell: Cell, spec: str) -> tuple[str, str]:
-    """A cell's text, and its interval's."""
+def shown(cell: Cell, spec: str) -> tuple[str, str]:
+    """A cell's text in a format, and its interval's: a dash for what is missing."""
     match cell:
         case None:
             return "–", ""
@@ -271,7 +271,8 @@ def _sort_key(cell: Cell) -> str:
     return "" if cell is None or cell != cell else str(cell)
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """The table with every digit; an estimate has its bounds in columns of their own."""
     estimates = [any(isinstance(row[i], Estimate) for row in rows) for i in range(len(columns))]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -290,8 +291,8 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     return buffer.getvalue()
 
 
-def _latex(columns: Sequence[str], shown: Sequence[Sequence[tuple[str, str]]], numeric: Sequence[bool]) -> str:
-    lines = [" & ".join(_tex(" ".join(filter(None, cell))) for cell in row) + r" \\" for row in shown]
+def _latex(columns: Sequence[str], cells: Sequence[Sequence[tuple[str, str]]], numeric: Sequence[bool]) -> str:
+    lines = [" & ".join(_tex(" ".join(filter(None, cell))) for cell in row) + r" \\" for row in cells]
     return "\n".join(
         [
             rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for n in numeric)}}}",

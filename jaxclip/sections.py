@@ -92,7 +92,7 @@ class Section:
             grid = Table(*columns, title=f"{self.title}: {name}", title_justify="left")
             for row in rows:
                 grid.add_row(
-                    *(" ".join(report._show(x, formats.get(c, ""))) for c, x in zip(columns, row, strict=True))
+                    *(" ".join(report.shown(x, formats.get(c, ""))) for c, x in zip(columns, row, strict=True))
                 )
             console.print(grid)
 
@@ -102,7 +102,7 @@ def write(out: Path, title: str, lead: str, sections: Sequence[Section]) -> Path
     for section in sections:
         for name, (columns, rows, _) in section.tables.items():
             with new_file(out / "tables" / f"{name}.csv", newline="", encoding="utf-8") as file:
-                file.write(report._csv(columns, rows))
+                file.write(report.csv_text(columns, rows))
         for name, fig in section.figures.items():
             with report.style(), new_file(out / "figures" / f"{name}.png", "wb") as file:
                 fig.savefig(file, format="png", dpi=200, facecolor="white")
@@ -477,8 +477,8 @@ def accuracy_table(
     section.table(
         ["Model", *_about(about), "ER", *columns],
         rows,
-        "Top-1 accuracy with its 95 % Wilson interval (over images), and effective robustness: the mean over the five "
-        "shifts of accuracy above what the testbed’s standard models make one expect, with its 95 % bootstrap interval "
+        "Top-1 accuracy with its 95 % Wilson interval (over images), and effective robustness: the mean over the "
+        "shifts of accuracy above what the standard models make one expect, with its 95 % bootstrap interval "
         "(over the standard models). A dash is missing.",
         "accuracy",
         dict.fromkeys((*columns, "ER"), ".1%"),
