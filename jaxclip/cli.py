@@ -299,6 +299,7 @@ def finetune(
     templates: Path | None = None,
     workers: int | None = None,
     tensorboard: bool = False,
+    distributed: bool = False,
 ) -> None:
     """Fine-tune a CLIP's image encoder on labelled pictures, from its zero-shot head; killed runs go on.
 
@@ -322,10 +323,14 @@ def finetune(
         templates: As for `jaxclip evaluate`.
         workers: Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores.
         tensorboard: Write TensorBoard's events too.
+        distributed: This is one of several processes, started by srun or on every TPU VM.
     """
     from jaxclip.datasets import open_source
+    from jaxclip.mesh import start_processes
     from jaxclip.training import recipe, runs
 
+    if distributed:
+        start_processes()
     chosen, _ = recipe.read(config)
     written = runs.finetune(
         model,
@@ -473,6 +478,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; the value is the exit code: 2 for bad input, 130 when interrupted."""
+    _keep_compiled()
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -496,6 +502,12 @@ def main(args: list[str] | None = None) -> int:
 
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def _keep_compiled() -> None:
+    """Has JAX, not imported yet, keep its compiled programs (of a second and more) in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache) / "jaxclip" / "compiled"))
 
 
 def _fail(message: str) -> int:

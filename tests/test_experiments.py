@@ -1,17 +1,15 @@
 """The experiments on a synthetic study: planted truths come out, what is missing is named, a killed run goes on."""
 
 import dataclasses
-import html
-import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import synthetic_study as synthetic
+from browser import needs_browser, title_of
 
 from experiments import accuracy_and_er, findings, kurtosis_vs_er, reproduce
 from experiments import study as studies
@@ -223,7 +221,7 @@ def test_the_report_says_what_it_must(page: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: apt-get install chromium")
+@needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_the_report(page: Path, tmp_path: Path, width: int) -> None:
     """No message on the console, every figure drawn, nothing wider than the window."""
@@ -236,19 +234,6 @@ def test_a_browser_shows_the_report(page: Path, tmp_path: Path, width: int) -> N
     };
     </script>"""
     (tmp_path / "frame.html").write_text(probe % (page.as_uri(), width, width))
-    flags = (
-        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync "
-        "--allow-file-access-from-files --enable-logging=stderr --dump-dom --window-size=1300,900"
-    )
-    out = subprocess.run(
-        ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "frame.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=True,
-    )
-    assert "CONSOLE" not in out.stderr, [line for line in out.stderr.splitlines() if "CONSOLE" in line]
-    (found,) = re.findall(r"<title>(.*?)</title>", out.stdout, flags=re.DOTALL)
-    found = json.loads(html.unescape(found))
+    found = title_of(tmp_path / "frame.html", width=1300)
     assert found["figures"] >= 10 and found["flat"] == 0, found
     assert found["overflow"] <= 0, f"the page scrolls sideways at {width} px"

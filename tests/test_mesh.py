@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from jobs import ROOT, run_job
 from tiny import tiny_classifier, tiny_clip
 
 from jaxclip import checkpoint, mesh
@@ -18,8 +18,6 @@ from jaxclip.datasets import open_source
 from jaxclip.embedding import embed
 from jaxclip.errors import InputError
 from jaxclip.store import MANIFEST, Representations, open_store
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -112,42 +110,6 @@ except InputError as error:
 else:
     print("rows:", len(stored), "of process", jax.process_index(), "of", jax.process_count())
 """
-
-
-def run_job(count: int, code: str | list[str], *args: object) -> list[subprocess.CompletedProcess]:
-    """Starts processes with the environment that `srun` gives each, on this machine alone, and waits for them."""
-    with socket.socket() as free:  # JAX takes a port from the job's number: 61440 + number modulo 4096
-        while True:
-            job = int.from_bytes(os.urandom(2)) % 4096
-            try:
-                free.bind(("127.0.0.1", 61440 + job))
-                break
-            except OSError:
-                continue
-    started = []
-    for process in range(count):
-        env = os.environ | {
-            "SLURM_JOB_ID": str(job),
-            "SLURM_STEP_NODELIST": "127.0.0.1",
-            "SLURM_STEP_NUM_NODES": str(count),
-            "SLURM_NTASKS": str(count),
-            "SLURM_PROCID": str(process),
-            "SLURM_LOCALID": "0",
-            "JAX_PLATFORMS": "cpu",
-        }
-        command = [sys.executable, *(["-c", code] if isinstance(code, str) else code), *map(str, args)]
-        started.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT)
-        )
-    try:
-        return [
-            subprocess.CompletedProcess(p.args, p.returncode, *out)
-            for p in started
-            for out in [p.communicate(timeout=300)]
-        ]
-    finally:
-        for p in started:
-            p.kill()
 
 
 def check_job(count: int, ckpt: Path, folder: Path, store: Path, single: Representations) -> None:

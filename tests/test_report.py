@@ -4,15 +4,13 @@ import base64
 import csv
 import html
 import io
-import json
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import needs_browser, title_of
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -196,7 +194,7 @@ def test_text_contrast_is_readable_in_light_and_dark():
             assert (b + 0.05) / (a + 0.05) >= 4.5, f"{name} is below WCAG AA on the page's paper"
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: apt-get install chromium")
+@needs_browser
 def test_a_browser_sorts_tables_fits_a_phone_and_prints_no_error(tmp_path):
     probe = """
     <script>
@@ -215,20 +213,7 @@ def test_a_browser_sorts_tables_fits_a_phone_and_prints_no_error(tmp_path):
     document.title = JSON.stringify(found);
     </script></body>"""
     (tmp_path / "page.html").write_text(whole_page().replace("</body>", probe))
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom --window-size=500,900"
-    )
-    out = subprocess.run(
-        ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in out.stderr, [line for line in out.stderr.splitlines() if "CONSOLE" in line]
-    (title,) = re.findall(r"<title>(.*?)</title>", out.stdout, flags=re.DOTALL)
-    found = json.loads(html.unescape(title))
+    found = title_of(tmp_path / "page.html", width=500)
     assert found["down"] == "0.9712345678901234|0.5|", "a first click on numbers puts the largest first, missing last"
     assert found["up"] == "0.5|0.9712345678901234|" and found["sort"] == "ascending"
     assert found["names"].endswith("a,b|held-out"), "words are sorted from a to z"

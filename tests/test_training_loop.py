@@ -19,8 +19,6 @@ from jaxclip.training.loop import DivergedError, Schedule, fit
 
 WORKER = Path(__file__).with_name("training_worker.py")
 
-pytestmark = pytest.mark.slow  # written, and not yet run to the end: see the closing note of its session
-
 
 def start(*args: object, **env: str) -> subprocess.Popen:
     command = [sys.executable, str(WORKER), *map(str, args)]

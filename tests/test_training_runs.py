@@ -22,8 +22,6 @@ from jaxclip.training.recipe import Recipe
 RECIPE = Recipe(2, 3, Optimizer(learning_rate=1e-3), Augment(), dtype="float32", log=1)
 NAMES = {"bird": "a hen", "fish": "a tench"}
 
-pytestmark = pytest.mark.slow  # written, and not yet run to the end: see the closing note of its session
-
 
 @pytest.fixture(scope="module")
 def folder(imagenet_samples: list[Path], tmp_path_factory) -> Path:

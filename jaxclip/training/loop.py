@@ -92,6 +92,7 @@ def fit(
     seed: int,
     mesh: Mesh | None = None,
     score: Callable[[Mapping[str, Array]], Mapping[str, float]] | None = None,
+    keep: Callable[[int, Mapping[str, Array]], None] | None = None,
     tensorboard: bool = False,
 ) -> Trained:
     """Trains to the end, from the last checkpoint in ``out`` where there is one.
@@ -109,6 +110,7 @@ def fit(
         seed: Of the random keys.
         mesh: The devices that share each batch; None is :func:`train_mesh`. Parameters are on every one.
         score: From the model's arrays, metrics of which ``score`` decides what is best (the larger).
+        keep: What else to do with a step's number and the model's arrays, before each checkpoint.
         tensorboard: Write events for TensorBoard too (the extra ``tensorboard``).
 
     Raises:
@@ -126,12 +128,12 @@ def fit(
             state, data = _restore(manager, found, state, data)
         done = found or 0
         log = stack.enter_context(_Log(out, done, tensorboard))
-        advance = stack.enter_context(progress(out.name, (schedule.steps - done), unit="steps"))
+        advance = stack.enter_context(progress(out.name, schedule.steps - done, unit="steps"))
         pending: collections.deque[_Pending] = collections.deque()
 
-        def settle(keep: int) -> None:
+        def settle(left: int) -> None:
             """Reads the metrics of all but the last steps: reading waits for the device."""
-            while len(pending) > keep:
+            while len(pending) > left:
                 one = pending.popleft()
                 metrics = {name: float(value) for name, value in one.metrics.items()}
                 if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
@@ -143,14 +145,16 @@ def fit(
             batch, ids, pictures = _on_devices(next(data), shared)
             state, metrics = update(state, batch)
             pending.append(_Pending(number, metrics, ids, pictures))
-            settle(keep=1)
-            advance(1)
+            settle(left=1)
+            advance(1, log.note)
             stop = _all_agree(stopped, number)
             if stop or number % schedule.save == 0 or number == schedule.steps:
-                settle(keep=0)
+                settle(left=0)
                 scores = {} if score is None or stop else dict(score(arrays(state, average=True)))
                 if scores:
                     log.write(number, scores)
+                if keep is not None and not stop:
+                    keep(number, arrays(state, average=True))
                 _save(manager, number, state, data, scores)
             if stop:
                 manager.wait_until_finished()
@@ -270,16 +274,22 @@ def _all_agree(asked: threading.Event, number: int) -> bool:
 
 
 class _Log:
-    """``metrics.jsonl``: one object a line; a run that goes on drops the lines of the steps that it takes again."""
+    """``metrics.jsonl``: one object a line; a run that goes on drops the lines of the steps that it takes again.
+
+    Of the processes of a job the first writes it.
+    """
 
     def __init__(self, out: Path, done: int, tensorboard: bool):
         self._path, self._done, self._tensorboard = out / METRICS, done, tensorboard
         self._sums: collections.Counter[str] = collections.Counter()
         self._steps = self._pictures = 0
-        self._start = time.perf_counter()
+        self._start = self._last = time.perf_counter()
+        self.note = ""
 
     def __enter__(self) -> "_Log":
-        self._events = None
+        self._file, self._events = None, None
+        if jax.process_index() > 0:
+            return self
         if self._tensorboard:
             try:
                 from tensorboardX import SummaryWriter
@@ -293,12 +303,15 @@ class _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
 
     def add(self, step: int, metrics: Mapping[str, float], pictures: int, *, write: bool) -> None:
         """Takes a step's metrics in; ``write``: writes their means over the steps since it last did."""
+        last, self._last = self._last, time.perf_counter()
+        self.note = f"loss {metrics['loss']:.3f}, {pictures / (self._last - last):,.0f} images/s"
         self._sums.update(metrics)
         self._steps, self._pictures = self._steps + 1, self._pictures + pictures
         if write:
@@ -310,6 +323,8 @@ class _Log:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a line."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         if self._events is not None:

@@ -32,6 +32,7 @@ class Recipe:
         seed: Of the initialisation, the order, the augmentation and mixup.
         save: Checkpoint, and score, after every so many epochs.
         log: Write metrics after every so many steps.
+        snapshots: Also leave the model of every checkpoint, as ``snapshots/step_000390``.
     """
 
     epochs: float
@@ -45,6 +46,7 @@ class Recipe:
     seed: int = 0
     save: float = 1.0
     log: int = 10
+    snapshots: bool = False
 
     def __post_init__(self):
         if not self.epochs > 0 or not self.save > 0 or self.log < 1 or self.batch_size < 1:

@@ -18,6 +18,7 @@ from jaxclip.data import imagenet_templates
 from jaxclip.datasets import Source
 from jaxclip.errors import InputError
 from jaxclip.evaluation import evaluate, label_space
+from jaxclip.mesh import together
 from jaxclip.model import Model
 from jaxclip.models import clip
 from jaxclip.training import recipe as recipes
@@ -30,7 +31,7 @@ from jaxclip.training.recipe import Recipe
 from jaxclip.training.state import Objective, make_step
 from jaxclip.zero_shot import zero_shot_head
 
-LAST, BEST, ZERO_SHOT, RUN = "last", "best", "zero_shot", "run"
+LAST, BEST, ZERO_SHOT, RUN, SNAPSHOTS = "last", "best", "zero_shot", "run", "snapshots"
 Mode = Literal["full", "lp-ft", "head"]
 
 
@@ -79,16 +80,19 @@ def finetune(
     names, answers, _ = label_space(source, classes)
     labels = _one_each(source, answers)
     config = checkpoint.read_config(model)
+    name = config.name
     if config.text is None:
         raise InputError(f"{model} is a classifier: fine-tuning from the zero-shot head needs a CLIP")
     what = {"finetune": str(model), "mode": mode, "probe_epochs": probe_epochs, "recipe": recipe}
-    recipes.record(out, what | {"data": source.fingerprint(), "classes": names})
-    if not (out / ZERO_SHOT).exists():
-        _write_zero_shot(model, out / ZERO_SHOT, names, imagenet_templates() if templates is None else templates)
+    _record(out, what | {"data": source.fingerprint(), "classes": names})
+    with together("write the zero-shot head"):
+        if jax.process_index() == 0 and not (out / ZERO_SHOT).exists():
+            _write_zero_shot(model, out / ZERO_SHOT, names, imagenet_templates() if templates is None else templates)
     start = out / ZERO_SHOT
     phases = {"full": ["full"], "lp-ft": ["head", "full"], "head": ["head"]}[mode]
     for number, phase in enumerate(phases):
         config, module = _restore(start, recipe)
+        config = dataclasses.replace(config, name=f"{name}-finetuned")
         epochs = probe_epochs if number + 1 < len(phases) else recipe.epochs
         mix = make_mix(recipe.augment)
         objective = Classes(config.preprocess.mean, config.preprocess.std, recipe.label_smoothing, True, mix)
@@ -134,7 +138,7 @@ def supervised(
         raise InputError(f"{config.name} is a CLIP: it is trained from captions, by `jaxclip train clip`")
     out = Path(out)
     config = dataclasses.replace(config, num_classes=len(source.classes), source=_provenance(source))
-    recipes.record(out, {"supervised": config.to_json(), "recipe": recipe, "data": source.fingerprint()})
+    _record(out, {"supervised": config.to_json(), "recipe": recipe, "data": source.fingerprint()})
     module = _build(config, recipe)
     objective = Classes(
         config.preprocess.mean, config.preprocess.std, recipe.label_smoothing, False, make_mix(recipe.augment)
@@ -179,7 +183,7 @@ def from_captions(
     out = Path(out)
     config = dataclasses.replace(config, source=_provenance(captions.source))
     what = {"clip": config.to_json(), "start": None if start is None else str(start), "recipe": recipe}
-    recipes.record(out, what | {"data": captions.source.fingerprint()})
+    _record(out, what | {"data": captions.source.fingerprint()})
     module: Any = _build(config, recipe) if start is None else _restore(start, recipe)[1]
     objective = ImageText(config.preprocess.mean, config.preprocess.std, recipe.loss)
     trained = _train(
@@ -224,7 +228,15 @@ def _train(
     else:
         batches = class_batches(data, pixels, augment, size, **common)
     schedule = Schedule(steps, recipe.steps(pictures, recipe.save), recipe.log)
-    return fit(step, batches, out, schedule, seed=recipe.seed, score=score, tensorboard=tensorboard)
+
+    def keep(number: int, arrays: Mapping[str, Array]) -> None:
+        name = f"step_{number:06}"
+        _write(out.parent / SNAPSHOTS / name, dataclasses.replace(config, name=f"{config.name}-{name}"), arrays)
+
+    return fit(
+        step, batches, out, schedule, seed=recipe.seed, score=score, keep=keep if recipe.snapshots else None,
+        tensorboard=tensorboard,
+    )  # fmt: skip
 
 
 def _build(config: ModelConfig, recipe: Recipe) -> clip.CLIP | clip.Classifier:
@@ -235,8 +247,16 @@ def _restore(path: str | os.PathLike, recipe: Recipe) -> tuple[ModelConfig, clip
     return checkpoint.restore(path, dtype=jax.numpy.dtype(recipe.dtype), remat=recipe.remat)
 
 
+def _record(out: Path, what: dict[str, Any]) -> None:
+    with together("begin the run"):
+        if jax.process_index() == 0:
+            recipes.record(out, what)
+
+
 def _write(folder: Path, config: ModelConfig, arrays: Mapping[str, Any]) -> None:
-    checkpoint.save(folder, config, {name: np.asarray(a) for name, a in arrays.items()}, overwrite=True)
+    with together(f"write {folder}"):
+        if jax.process_index() == 0:
+            checkpoint.save(folder, config, {name: np.asarray(a) for name, a in arrays.items()}, overwrite=True)
 
 
 def _finish(out: Path, config: ModelConfig, trained: Trained) -> Path:
@@ -256,13 +276,18 @@ def _scorer(
     validation: Source | None,
     classes: Sequence[str] | Mapping[str, str] | None,
 ) -> Callable[[Mapping[str, Array]], Mapping[str, float]] | None:
-    """Accuracy on the validation data. One ``Model`` serves every time, so nothing is compiled twice."""
+    """Accuracy on the validation data. One ``Model`` serves every time, so nothing is compiled twice.
+
+    Of several processes each evaluates all of it, by itself: they agree without a word.
+    """
     if validation is None:
         return None
     model = Model(config, module)
     shapes = jax.eval_shape(lambda x: x, model.params)
 
     def score(arrays: Mapping[str, Array]) -> Mapping[str, float]:
+        if jax.process_count() > 1:
+            arrays = {name: array.addressable_data(0) for name, array in arrays.items()}
         model.params = checkpoint.fill(shapes, arrays)
         result = evaluate(model, validation, classes=classes)
         return {SCORE: result.top1.value, "top1": result.top1.value, "top5": result.top5.value}
@@ -280,12 +305,13 @@ def _write_zero_shot(model: str | os.PathLike, out: Path, names: Sequence[str], 
     head = {"head.kernel": np.asarray(scale * W.T), "head.bias": np.zeros(len(names), np.float32)}
     config = dataclasses.replace(
         config,
+        name=f"{config.name}-zero-shot",
         text=None,
         logit_bias=False,
         num_classes=len(names),
         source={**config.source, "zero_shot_head": f"{len(names)} classes, {len(templates)} templates"},
     )
-    _write(out, config, vision | head)
+    checkpoint.save(out, config, vision | head)
 
 
 def _one_each(source: Source, answers: np.ndarray) -> np.ndarray:
