@@ -81,13 +81,13 @@ def prune_sweep(
     groups = np.where(ahead < steps[:, None], kept[:-1, None] + ahead, r)  # row r is a direction of zeros, to fill up
     arguments = [jnp.asarray(np.pad(x, ((0, 1), (0, 0))), jnp.float32) for x in (directions, readout)]
     arguments += [jnp.asarray(predictable), jnp.arange(kept[0]), jnp.asarray(groups)]
-    # On a CPU the running logits of a tile stay in the cache of a core; an accelerator wants large tiles.
-    rows, columns = (256, 128) if jax.default_backend() == "cpu" else (BLOCK, len(classes))
+    # On a CPU the running logits of a tile of rows stay in the cache of a core; an accelerator wants large tiles.
+    rows = 128 if jax.default_backend() == "cpu" else BLOCK
 
     def count(some: slice) -> np.ndarray:
         block = jnp.asarray(h[some], jnp.float32)
         check_finite("h", block, some.start)
-        return np.asarray(_right(block, jnp.asarray(targets[some]), *arguments, rows=rows, columns=columns))
+        return np.asarray(_right(block, jnp.asarray(targets[some]), *arguments, rows=rows))
 
     right = np.sum(list(side_by_side(count, row_slices(h))), axis=0)
     if kept[0] == 0:  # the same logits for every image
@@ -124,7 +124,7 @@ def _targets(labels: Labels, images: int, classes: Int[np.ndarray, " s"], count:
     return targets
 
 
-@jax.jit(static_argnames=("rows", "columns"))
+@jax.jit(static_argnames="rows")
 def _right(
     h: Float[Array, "b d"],
     targets: Int[Array, "b k"],
@@ -134,41 +134,29 @@ def _right(
     base: Int[Array, " k0"],
     groups: Int[Array, "g w"],
     rows: int,
-    columns: int,
 ) -> Int[Array, " g+1"]:
     """How many of the rows are right with the ``base`` directions, and after each of the groups is added."""
     padding = -len(h) % rows
     h = jnp.pad(h, ((0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, padding), (0, 0)), constant_values=-1).reshape(-1, rows, targets.shape[1])
-    padding = -readout.shape[1] % columns
-    readout = jnp.pad(readout, ((0, 0), (0, padding))).reshape(len(readout), -1, columns).transpose(1, 0, 2)
-    bias = jnp.pad(bias, (0, padding), constant_values=-jnp.inf).reshape(-1, columns)
-    first = jnp.arange(len(bias)) * columns
+    padding = -readout.shape[1] % 128  # whole vectors of a CPU, whole lanes of a TPU
+    readout = jnp.pad(readout, ((0, 0), (0, padding)))
+    bias = jnp.pad(bias, (0, padding), constant_values=-jnp.inf)
     coefficients = jnp.matmul(h, directions.T, precision=EXACT).reshape(-1, rows, len(directions))
 
-    def image_block(args: tuple[Array, Array]) -> Array:
+    def tile(args: tuple[Array, Array]) -> Array:
         coefficients, targets = args
-        steps = coefficients[:, groups].transpose(1, 0, 2)
 
-        def class_tile(args: tuple[Array, Array, Array]) -> Any:
-            readout, bias, first = args
-            place = targets - first
-            here = (place >= 0) & (place < columns) & (targets >= 0)
-            place = jnp.where(here, place, 0)
+        def right(logits: Array) -> Array:
+            own = jnp.take_along_axis(logits, jnp.maximum(targets, 0), axis=1)
+            return (jnp.where(targets >= 0, own, -jnp.inf).max(1) >= logits.max(1)).sum()
 
-            def largest(logits: Array) -> tuple[Array, Array]:
-                own = jnp.where(here, jnp.take_along_axis(logits, place, axis=1), -jnp.inf)
-                return logits.max(1), own.max(1)
+        def add(logits: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+            logits = logits + jnp.matmul(step[0], step[1], precision=EXACT)
+            return logits, right(logits)
 
-            def add(logits: Array, step: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-                logits = logits + jnp.matmul(step[0], step[1], precision=EXACT)
-                return logits, largest(logits)
+        logits = bias + jnp.matmul(coefficients[:, base], readout[base], precision=EXACT)
+        rest = lax.scan(add, logits, (coefficients[:, groups].transpose(1, 0, 2), readout[groups]))[1]
+        return jnp.concatenate([right(logits)[None], rest])
 
-            logits = bias + jnp.matmul(coefficients[:, base], readout[base], precision=EXACT)
-            rest = lax.scan(add, logits, (steps, readout[groups]))[1]
-            return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), largest(logits), rest)
-
-        best, own = lax.map(class_tile, (readout, bias, first))
-        return (own.max(0) >= best.max(0)).sum(1)
-
-    return lax.map(image_block, (coefficients, targets)).sum(0)
+    return lax.map(tile, (coefficients, targets)).sum(0)
