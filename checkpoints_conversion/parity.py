@@ -7,7 +7,6 @@ random, the library saves it in its own format, jaxclip converts it, and both en
 import argparse
 import dataclasses
 import json
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from checkpoints_conversion import reference
 from checkpoints_conversion.convert import convert
 from checkpoints_conversion.verify import Difference, compare, inputs
 from jaxclip.config import ModelConfig
-from jaxclip.files import new_file
+from jaxclip.files import new_file, replace_section
 from jaxclip.preprocess import decode, preprocess
 
 ROOT = Path(__file__).parent.parent
@@ -223,15 +222,7 @@ def main() -> None:
         with new_file(RESULTS) as file:
             json.dump(results, file, indent=1)
             file.write("\n")
-    readme = ROOT / "README.md"
-    text = re.sub(
-        r"(<!-- parity -->\n).*?(\n<!-- /parity -->)",
-        lambda m: m.group(1) + table(results) + m.group(2),
-        readme.read_text(),
-        flags=re.DOTALL,
-    )
-    with new_file(readme) as file:
-        file.write(text)
+    replace_section(ROOT / "README.md", "parity", table(results))
 
 
 if __name__ == "__main__":

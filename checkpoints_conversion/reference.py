@@ -1,5 +1,6 @@
 """The reference libraries' own models (extra ``[parity]``), built to compare with: never imported by the library."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from jaxclip.errors import InputError
 # Where each format's linear head is, for the representation that it reads.
 _HEADS = {"hf_vit": "classifier", "hf_resnet": "classifier.1", "timm_vit": "head", "torchvision_vit": "heads.head",
           "resnet": "fc"}  # fmt: skip
+BRANCH_END = re.compile(r"layer\d\.\d+\.bn3\.weight$|stages\.\d+\.layers\.\d+\.layer\.2\.normalization\.weight$")
+"""The last norm of a bottleneck, in OpenAI's, timm's and torchvision's names or Hugging Face's."""
 
 
 def build(cfg: ModelConfig, source_format: str) -> torch.nn.Module:
@@ -79,7 +82,9 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
     """Draws every parameter and buffer anew, so that nothing is zero, one or alike.
 
     Matrices keep the scale that preserves a signal's size; norms' gains are in [0.5, 1.5], running variances in
-    [0.5, 2], biases and running means have standard deviation 0.1.
+    [0.5, 2], biases and running means have standard deviation 0.1. The norm that ends a ResNet's residual branch has
+    gains in [0.1, 0.5]: trained ones start at 0, and at 1 a hundred layers amplify any rounding until only noise is
+    compared.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -95,6 +100,8 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
             tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
         elif tensor.ndim >= 2 or "embed" in name or "token" in name:
             tensor.normal_(0, 0.5, generator=generator)
+        elif BRANCH_END.search(name):
+            tensor.uniform_(0.1, 0.5, generator=generator)
         elif name.endswith(("weight", "gamma")):
             tensor.uniform_(0.5, 1.5, generator=generator)
         else:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tiny import class_folders, tiny_clip
 
-from jaxclip import checkpoint, config, evaluation, load_model
+from jaxclip import checkpoint, config, evaluation, load_model, registry
 from jaxclip.cli import main
 from jaxclip.datasets import open_source
 from jaxclip.datasets.source import Example
 from jaxclip.errors import InputError
 from jaxclip.interpolate import interpolate
-from jaxclip.training import runs
+from jaxclip.training import recipe, runs
 from jaxclip.training.augment import Augment
 from jaxclip.training.optimizer import Optimizer
 from jaxclip.training.recipe import Recipe
@@ -139,3 +139,21 @@ def test_overfits_64_real_pictures(imagenet_samples: list[Path], tmp_path: Path)
     last = runs.supervised(cfg, source, tmp_path / "out", recipe, workers=0)
     result = evaluation.evaluate(load_model(last), source)
     assert result.top1.right == 64, f"{result.top1.right} of 64 are right"
+
+
+@pytest.mark.parametrize(
+    "name, architecture",
+    [
+        ("resnet50_supervised", "resnet50"),
+        ("resnet101_supervised", "resnet101"),
+        ("vit_b_16_supervised", "vit_b_16"),
+        ("vit_b_32_supervised", "vit_b_32"),
+        ("clip_captions", "RN50"),
+    ],
+)
+def test_a_recipe_trains_the_published_architecture(name: str, architecture: str) -> None:
+    """What is trained from scratch is compared with published weights: the tower must be the same but for its head."""
+    _, model = recipe.read(name)
+    assert model is not None
+    published = registry.model_config(architecture)
+    assert model.vision == published.vision and model.text == published.text
