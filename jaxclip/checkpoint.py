@@ -1,10 +1,12 @@
 """Checkpoints on disk: a folder with ``config.json`` and, in ``params/``, every array by name in Orbax's format."""
 
+import contextlib
 import errno
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
     )
     leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in arrays.items()}
     chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
-    with new_directory(path, overwrite) as folder:
+    with new_directory(path, overwrite) as folder, _no_merge_is_meant():
         try:
             with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
                 checkpointer.save((folder / PARAMS).absolute(), leaves, save_args=chunks)
@@ -139,6 +141,21 @@ def fill(state: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
     """``state`` with every leaf replaced by the array of its name."""
     flat = [(path, leaf.replace(arrays[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]
     return nnx.from_flat_state(flat)
+
+
+@contextlib.contextmanager
+def _no_merge_is_meant() -> Iterator[None]:
+    """Keeps Orbax from warning that there are no OCDBT files to merge."""
+    logger = logging.getLogger("absl")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "Skipping merge of OCDBT" not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _in_flight(arrays: Mapping[str, Any]) -> int:

@@ -104,7 +104,7 @@ def _batches(source, pixels, batch_size, workers, indices, skip_bad) -> Iterator
         # Each worker makes whole batches, which come over in shared memory.
         threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         dataset = pictures.batch(batch_size, batch_fn=collate).to_iter_dataset(threads)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_start_worker)
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=start_worker)
         dataset = dataset.map(_own)
     else:
         threads = grain.ReadOptions(num_threads=_cores(), prefetch_buffer_size=max(2 * batch_size, _cores()))
@@ -181,7 +181,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_worker(index: int, count: int) -> None:
+def start_worker(index: int, count: int) -> None:
     """What a worker process does first: leave Ctrl-C and accelerators to its parent, and never outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     jax.config.update("jax_platforms", "cpu")

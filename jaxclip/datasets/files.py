@@ -90,7 +90,7 @@ def open_folder(path: Path, split: str | None = None, classes: Sequence[str] | N
     for folder, inner, names in os.walk(path, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".")]
         below = os.path.relpath(folder, path).replace(os.sep, "/") + "/"
-        for name in filter(_is_picture, names):
+        for name in filter(is_picture, names):
             sizes[below.removeprefix("./") + name] = os.stat(f"{folder}/{name}").st_size  # noqa: PTH116 (many files)
     if not sizes:
         raise InputError(f"{path} has no pictures ({', '.join(PICTURES)})")
@@ -124,14 +124,14 @@ def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence
             with file.open("rb") as opened:
                 found: list[_Member] = []
                 sidecars: dict[str, _Member] = {}
-                for member in _members(opened, number, path):
-                    if _is_picture(member.name):
+                for member in members_of(opened, number, path):
+                    if is_picture(member.name):
                         found.append(member)
                         advance(1)
                     elif member.name.endswith(_SIDECARS):
                         sidecars[member.name] = member
                 pictures += found
-                beside += [_texts(opened, sidecars, _key(picture.name)) for picture in found]
+                beside += [_texts(opened, sidecars, sample_key(picture.name)) for picture in found]
     if not pictures:
         raise InputError(f"{where} has no pictures ({', '.join(PICTURES)})")
     if not any(beside):
@@ -139,7 +139,7 @@ def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence
         pictures = [pictures[i] for i in keep]
     elif split is None:
         names = [
-            _webdataset_name(texts, classes, f"{paths[p.file]}: {_key(p.name)}.json")
+            _webdataset_name(texts, classes, f"{paths[p.file]}: {sample_key(p.name)}.json")
             for p, texts in zip(pictures, beside, strict=True)
         ]
     else:
@@ -179,7 +179,7 @@ class _Member(NamedTuple):
     size: int
 
 
-def _members(
+def members_of(
     opened: IO[bytes], number: int, where: Path, folder: str = "", end: int | None = None
 ) -> Iterator[_Member]:
     """The files in the archive that starts at the file's position, and those in archives within it.
@@ -197,7 +197,7 @@ def _members(
                 name = folder + member.name.removeprefix("./")
                 if member.isreg() and name.endswith(".tar"):
                     opened.seek(member.offset_data)
-                    yield from _members(opened, number, where, name.removesuffix(".tar") + "/", stop)
+                    yield from members_of(opened, number, where, name.removesuffix(".tar") + "/", stop)
                 elif member.isreg():
                     yield _Member(number, name, member.offset_data, member.size)
             # tarfile takes a damaged header for the end; the end of a whole archive is blocks of zeros.
@@ -260,11 +260,13 @@ def _webdataset_name(texts: dict[str, str], classes: Sequence[str] | None, where
     return None if name is None else str(name)
 
 
-def _key(name: str) -> str:
+def sample_key(name: str) -> str:
+    """What the files of a WebDataset sample have in common: the name up to the first dot of its last part."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 
 
-def _is_picture(path: str) -> bool:
+def is_picture(path: str) -> bool:
+    """Whether the name is a picture's, and not hidden."""
     name = path.rpartition("/")[2]
     return name.lower().endswith(PICTURES) and not name.startswith(".")

@@ -18,9 +18,9 @@ from jaxtyping import Int, UInt8
 
 from jaxclip.config import Preprocess
 from jaxclip.datasets import FileSource, Source
-from jaxclip.datasets.files import _is_picture, _key, _members, expand_braces
+from jaxclip.datasets.files import expand_braces, is_picture, members_of, sample_key
 from jaxclip.errors import InputError
-from jaxclip.loader import _start_worker, default_workers
+from jaxclip.loader import default_workers, start_worker
 from jaxclip.preprocess import decode
 from jaxclip.progress import progress
 from jaxclip.tokenizer import load_tokenizer
@@ -113,7 +113,7 @@ def _batches(
         flags.FLAGS.mark_as_parsed()  # as in jaxclip.loader
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     options = grain.MultiprocessingOptions(num_workers=workers)
-    return iter(batches.to_iter_dataset(reading).mp_prefetch(options, worker_init_fn=_start_worker))
+    return iter(batches.to_iter_dataset(reading).mp_prefetch(options, worker_init_fn=start_worker))
 
 
 def _picture(
@@ -237,11 +237,11 @@ def _tar_captions(spec: str) -> Captions:
             if not path.is_file():
                 raise InputError(f"there is no file {path}")
             with path.open("rb") as file:
-                members = list(_members(file, number, path))
-                captions = {_key(m.name): m for m in members if m.name.endswith(".txt")}
-                for member in filter(lambda m: _is_picture(m.name), members):
-                    if (text := captions.get(_key(member.name))) is None:
-                        raise InputError(f"{path}: {member.name} has no caption {_key(member.name)}.txt")
+                members = list(members_of(file, number, path))
+                captions = {sample_key(m.name): m for m in members if m.name.endswith(".txt")}
+                for member in filter(lambda m: is_picture(m.name), members):
+                    if (text := captions.get(sample_key(member.name))) is None:
+                        raise InputError(f"{path}: {member.name} has no caption {sample_key(member.name)}.txt")
                     file.seek(text.start)
                     texts.append(file.read(text.size).decode(errors="replace").strip())
                     rows.append(member)

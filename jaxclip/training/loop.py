@@ -119,7 +119,7 @@ def fit(
     """
     out, mesh = Path(out), train_mesh() if mesh is None else mesh
     everywhere, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-    state = jax.device_put(step.init(jax.random.key(seed)), everywhere)
+    state = _replicated(step.init(jax.random.key(seed)), everywhere)
     update = jax.jit(step.update, donate_argnums=0, out_shardings=(everywhere, everywhere))
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(_manager(out / CHECKPOINTS, scored=score is not None))
@@ -172,6 +172,19 @@ class _Pending(NamedTuple):
     metrics: dict[str, Array]
     ids: tuple[str, ...]
     pictures: int
+
+
+def _replicated(state: TrainState, sharding: NamedSharding) -> TrainState:
+    """The state on every device; of several processes each gives its own, and all are the same."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(state, sharding)
+
+    def put(x: Array) -> Array:
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return jax.tree.map(put, state)
 
 
 def _on_devices(batch: Mapping[str, Any], sharding: NamedSharding) -> tuple[dict[str, Array], tuple[str, ...], int]:
