@@ -66,6 +66,8 @@ class ResNet:
     layers: tuple[int, int, int, int]
     width: int = 64
     stride_in_1x1: bool = False
+    stem_pool: bool = True
+    """The max pool behind the first convolution; pictures of about 32 pixels are better off without it."""
 
 
 @dataclasses.dataclass(frozen=True)

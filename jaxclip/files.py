@@ -65,6 +65,21 @@ def new_file(path: str | os.PathLike, mode: str = "w", **kwargs: Any) -> Iterato
         raise
 
 
+def replace_section(path: str | os.PathLike, name: str, text: str) -> None:
+    """Puts ``text`` between the lines ``<!-- name -->`` and ``<!-- /name -->`` of a Markdown file.
+
+    Raises:
+        InputError: The file has no such lines.
+    """
+    page = Path(path).read_text(encoding="utf-8")
+    before, start, rest = page.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not start or not end:
+        raise InputError(f"{path} has no lines <!-- {name} --> and <!-- /{name} -->: add them where the text goes")
+    with new_file(path, encoding="utf-8") as file:
+        file.write(f"{before}{start}{text}\n{end}{after}")
+
+
 def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal, read in pieces."""
     with Path(path).open("rb") as file:

@@ -11,7 +11,8 @@ from flax import nnx
 from jaxclip import config
 from jaxclip.models import clip
 from jaxclip.models.layers import BatchNorm, interpolate_positions
-from jaxclip.models.transformer import Transformer
+from jaxclip.models.resnet import conv
+from jaxclip.models.transformer import UNROLLED, Transformer
 
 TINY = config.ViT(image_size=32, patch_size=8, width=48, layers=4, heads=3, mlp_width=96, output_dim=24)
 TEXT = config.Text(16, 100, 32, 2, 2, 64, 24, eos_id=99)
@@ -56,19 +57,40 @@ def images() -> jax.Array:
     return jax.random.normal(jax.random.key(1), (3, 32, 32, 3))
 
 
-def test_scan_runs_every_block_once_and_in_order() -> None:
-    """The scanned stack is the composition of its blocks; a wrong stacking axis or order would differ."""
+@pytest.mark.parametrize("depth", [4, UNROLLED + 2])
+def test_scan_runs_every_block_once_and_in_order(depth: int) -> None:
+    """The stack, unrolled or scanned, is the composition of its blocks; a wrong axis or order would differ."""
     options = {"activation": "gelu", "eps": 1e-5, "causal": True, "layer_scale": True, "dtype": jnp.dtype("float32")}
-    stack = randomized(nnx.eval_shape(lambda: Transformer(48, 4, 3, 96, remat=False, rngs=nnx.Rngs(0), **options)))
+    stack = randomized(nnx.eval_shape(lambda: Transformer(48, depth, 3, 96, remat=False, rngs=nnx.Rngs(0), **options)))
     x = jax.random.normal(jax.random.key(2), (2, 7, 48))
     graph, stacked = nnx.split(stack.blocks)
     outputs = [x]
-    for i in range(4):
+    for i in range(depth):
         outputs.append(nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))(outputs[-1]))
     last, kept = stack(x, layers=(3, 1))
-    np.testing.assert_allclose(last, outputs[4], rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(last, outputs[depth], rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(kept[0], outputs[3], rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(kept[1], outputs[1], rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_1x1_convolution_is_one(stride: int) -> None:
+    """Written as a matrix product, it must take the same positions and channels as XLA's convolution."""
+    layer = conv(5, 7, 1, stride=stride, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(3), (2, 9, 8, 5))
+    expected = jax.lax.conv_general_dilated(
+        x, layer.kernel[...], (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_pool_behind_the_stem_can_be_left_out(images: jax.Array) -> None:
+    """Without it the first stage sees twice as many rows and columns; the parameters are the same."""
+    vision = config.ResNet(32, (1, 1, 1, 1), 8)
+    with_pool, without = build(vision).vision, build(dataclasses.replace(vision, stem_pool=False)).vision
+    assert run(with_pool, images, (1,))[1][0].shape[1:3] == (8, 8)
+    assert run(without, images, (1,))[1][0].shape[1:3] == (16, 16)
+    assert jax.tree.structure(nnx.state(with_pool)) == jax.tree.structure(nnx.state(without))
 
 
 def test_layers_are_those_of_the_same_forward_pass(images: jax.Array) -> None:
@@ -174,14 +196,14 @@ def test_batch_norm_is_pytorchs_in_training_and_evaluation() -> None:
 
 
 def test_one_block_is_compiled_whatever_the_depth() -> None:
-    """The scan is what keeps compile time flat: the program of 12 layers is as long as that of 3."""
+    """The scan is what keeps compile time flat: the program of 24 layers is as long as that of the first scanned."""
 
     def length(layers: int) -> int:
         graph, state = nnx.split(build(dataclasses.replace(TINY, layers=layers)))
         run = jax.jit(lambda s, x: nnx.merge(graph, s).encode_image(x)[0])
         return run.lower(state, jnp.zeros((1, 32, 32, 3))).as_text().count("\n")
 
-    assert length(12) == length(3)
+    assert length(24) == length(UNROLLED + 1)
 
 
 def test_a_deleted_model_gives_its_memory_back_at_once() -> None:

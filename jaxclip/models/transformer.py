@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 
 from jaxclip.models.layers import ACTIVATIONS, layer_norm
 
+UNROLLED = 6
+"""Up to so many blocks are unrolled."""
+
 
 class Block(nnx.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; with LayerScale (Touvron et al. 2021) where asked."""
@@ -54,7 +57,8 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """``depth`` blocks whose parameters are stacked along a leading axis, run by one ``jax.lax.scan``.
 
-    One block is compiled, whatever the depth. ``remat`` recomputes each block's activations in the backward pass.
+    One block is compiled, whatever the depth; only a few (``UNROLLED``) are compiled one by one, as XLA's CPU backend
+    then trains them a third faster. ``remat`` recomputes each block's activations in the backward pass.
     """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_width: int, *, remat: bool, rngs: nnx.Rngs, **block):
@@ -91,5 +95,6 @@ class Transformer(nnx.Module):
 
         step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
         kept = jnp.zeros((len(layers), *x.shape), x.dtype)
-        (x, kept), _ = jax.lax.scan(step, (x, kept), (stacked, slots))
+        unroll = self.depth if self.depth <= UNROLLED else 1
+        (x, kept), _ = jax.lax.scan(step, (x, kept), (stacked, slots), unroll=unroll)
         return x, kept

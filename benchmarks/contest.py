@@ -1,0 +1,123 @@
+"""Contestants that take turns on one machine, each in a process of its own, so that no two thread pools fight."""
+
+import contextlib
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Functions = dict[str, Callable[[], Any]]
+PAUSE = 0.3  # seconds for the last contestant's threads to fall asleep
+
+
+class Turn(NamedTuple):
+    """What one call took, in seconds, and gave."""
+
+    seconds: float
+    value: Any
+
+
+@contextlib.contextmanager
+def process(prepare: Callable[..., Functions], *args: Any) -> Iterator[Callable[[str], Turn]]:
+    """Starts a process, in which ``prepare(*args)`` makes named functions.
+
+    Yields ``call(name)``, which has the process call one. ``call("peak memory")`` gives the most bytes that the process
+    has held since all was prepared. The process waits, idle, between calls.
+    """
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, prepare, args), daemon=True)
+    child.start()
+    there.close()
+
+    def call(name: str) -> Turn:
+        here.send(name)
+        answer = here.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{prepare.__name__}, {name}:\n{answer}")
+        return Turn(*answer)
+
+    try:
+        yield call
+    finally:
+        here.close()
+        child.join()
+
+
+def _serve(connection: Any, prepare: Callable[..., Functions], args: tuple[Any, ...]) -> None:
+    functions = None
+    while True:
+        try:
+            name = connection.recv()
+        except EOFError:
+            return
+        try:
+            if functions is None:
+                functions = {**prepare(*args), "peak memory": peak_memory}
+                forget_peak_memory()
+            start = time.perf_counter()
+            value = functions[name]()
+            connection.send((time.perf_counter() - start, value))
+        except Exception:
+            connection.send(traceback.format_exc())
+
+
+def alone(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function gives in a process of its own, whose memory is then free."""
+    with process(_only, function, args) as call:
+        return call("run").value
+
+
+def _only(function: Callable[..., Any], args: tuple[Any, ...]) -> Functions:
+    return {"run": lambda: function(*args)}
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], Turn]], *, seconds: float, least: int = 2, most: int = 7
+) -> dict[str, list[float]]:
+    """The times of contestants that run one after the other, again and again: a busy machine slows all.
+
+    Args:
+        runs: The contestants, all warm.
+        seconds: About how long the slowest may run in all; between ``least`` and ``most`` turns are taken.
+        least: Turns.
+        most: Turns.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    turns = least
+    while len(next(iter(times.values()))) < turns:
+        for name, run in runs.items():
+            time.sleep(PAUSE)
+            times[name].append(run().seconds)
+        slowest = max(statistics.median(taken) for taken in times.values())
+        turns = min(max(least, round(seconds / slowest)), most)
+    return times
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many times faster ours are: the median of the turns' own ratios."""
+    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def forget_peak_memory() -> None:
+    """Starts :func:`peak_memory` anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def machine() -> str:
+    """The processor, its cores that this process may use, and how busy it is."""
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    facts = {key.strip(): value.strip() for key, _, value in lines}
+    vectors = next((v for v in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if v in facts.get("flags", "")), "no AVX")
+    cores = len(os.sched_getaffinity(0))
+    return f"{facts.get('model name', platform.machine())} ({vectors}), {cores} cores, load {os.getloadavg()[0]:.1f}"

@@ -1,0 +1,134 @@
+"""How encoding scales over virtual devices and processes, and what the paper's whole study costs."""
+
+import concurrent.futures
+import contextlib
+import functools
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contest import Functions, alone, process
+from benchmarks.peers import CONVERTED, IMAGES, Peer, make
+
+TITLE = "Scaling"
+CASES: dict[str, Peer] = {"ViT-B/32": ("open_clip", "ViT-B-32", "ViT-B-32")}
+BATCH = 32
+PASSES = 3
+DEVICES = (1, 2, 4, 8)
+PROCESSES = (1, 2)
+PICTURES = {
+    "imagenet": 50_000, "imagenet_v2": 10_000, "imagenet_r": 30_000, "imagenet_sketch": 50_889, "objectnet": 18_574,
+    "imagenet_a": 7_500, "broden": 63_305,
+}  # fmt: skip
+PEAK = {"one H100": 989e12, "one v5e-8": 8 * 197e12}
+"""Dense bfloat16 FLOP/s, from the data sheets."""
+UTILISATION = 0.4
+DECODED = 195
+"""Full-size pictures that one core decodes and resizes in a second: `benchmarks/input_pipeline.py`, 391 on 2 cores."""
+
+
+def measure(label: str) -> dict[str, Any]:
+    """Images per second for each number of devices and of processes, and the study's arithmetic."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        alone(make, CASES[label], folder, BATCH)
+        return {
+            "batch": BATCH,
+            "devices": {str(n): _speed(folder, n, 1) for n in DEVICES},
+            "processes": {str(n): _speed(folder, 1, n) for n in PROCESSES},
+            "flop": alone(_flop, label),
+            "study": alone(study),
+        }
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The Markdown table, and the sentence on the study."""
+    lines = ["| images/s | " + " | ".join(f"{n} devices" for n in DEVICES)]
+    lines[0] += " | " + " | ".join(f"{n} processes" for n in PROCESSES) + " |"
+    lines.append("| --- |" + " --- |" * (len(DEVICES) + len(PROCESSES)))
+    for label, result in results.items():
+        speeds = [*result["devices"].values(), *result["processes"].values()]
+        lines.append(f"| {label} | " + " | ".join(f"{speed:.3g}" for speed in speeds) + " |")
+    result = next(iter(results.values()))
+    rate = result["flop"] * result["devices"]["1"]
+    work, pictures, models = result["study"]["flop"], result["study"]["pictures"], result["study"]["models"]
+    hours = {name: work / (peak * UTILISATION) / 3600 for name, peak in PEAK.items()}
+    decode = models * pictures / DECODED / 3600
+    lines += [
+        "",
+        f"The paper's whole study is {models} models on {pictures:,} pictures, {work:.2g} FLOP. At the rate measured "
+        f"here ({rate / 1e9:.0f} GFLOP/s) this machine takes {work / rate / 86400:.0f} days. **Estimates**, at "
+        f"{UTILISATION:.0%} of the data sheet's bfloat16 peak and not measured: "
+        + ", ".join(f"{name} {h * 60:.0f} minutes" for name, h in hours.items())
+        + f"; decoding the pictures for each model takes {decode:.0f} core hours beside, so that there decoding is the "
+        "limit.",
+    ]
+    return "\n".join(lines)
+
+
+def study() -> dict[str, Any]:
+    """The paper's models and pictures, and the floating-point operations of encoding all with all."""
+    from jaxclip import registry
+
+    entries = [entry for entry in registry.table() if entry.paper and entry.group != "less-robust"]
+    pictures = sum(PICTURES.values())
+    of_one = sum(encoder_flops(registry.model_config(entry.name).vision) for entry in entries)
+    return {"models": len(entries), "pictures": pictures, "flop": pictures * of_one}
+
+
+@functools.cache
+def encoder_flops(vision: Any) -> int:
+    """Of encoding one picture with the tower of this configuration."""
+    import jax
+    from flax import nnx
+
+    from benchmarks.flops import flops
+    from jaxclip.config import ModelConfig, Preprocess
+    from jaxclip.models import clip
+
+    size = vision.image_size
+    graph, state = nnx.split(clip.abstract(ModelConfig("one", vision, Preprocess(size), num_classes=1)))
+    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    return flops(lambda state, image: nnx.merge(graph, state).encode_image(image)[0], state, image)
+
+
+def _flop(label: str) -> int:
+    from jaxclip import registry
+
+    return encoder_flops(registry.model_config(str(CASES[label][2])).vision)
+
+
+def _speed(folder: Path, devices: int, processes: int) -> float:
+    """Images per second of so many processes together, each with so many virtual devices."""
+    with contextlib.ExitStack() as stack:
+        calls = [stack.enter_context(process(_encoder, folder, devices)) for _ in range(processes)]
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(processes))
+
+        def turn() -> float:
+            start = time.perf_counter()
+            list(pool.map(lambda call: call("encode"), calls))
+            return time.perf_counter() - start
+
+        turn()
+        return processes * BATCH / statistics.median(turn() for _ in range(PASSES))
+
+
+def _encoder(folder: Path, devices: int) -> Functions:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    import jax
+
+    import jaxclip
+    from jaxclip.mesh import batch_sharding, local_mesh, parameter_sharding
+
+    mesh = local_mesh()
+    assert mesh.size == devices
+    model = jaxclip.load_model(folder / CONVERTED, sharding=parameter_sharding(mesh))
+    images = jax.device_put(np.load(folder / IMAGES), batch_sharding(model.params))
+    return {"encode": lambda: math.prod(jax.block_until_ready(model.encode_image(images)).shape)}

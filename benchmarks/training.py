@@ -1,0 +1,119 @@
+"""One training step beside PyTorch's: same weights, same pictures, AdamW, the loss of the first step compared."""
+
+import contextlib
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contest import Functions, alone, process, ratio, take_turns
+from benchmarks.peers import CONVERTED, IMAGES, Peer, make, torch_images, torch_model
+
+TITLE = "One training step (forward, backward, AdamW), float32"
+CASES: dict[str, Peer] = {
+    "CLIP ViT-B/32, batch 16": ("open_clip", "ViT-B-32", "ViT-B-32"),
+    "ResNet-50, batch 8": ("torchvision", "resnet50", "resnet50"),
+}
+RATE, DECAY, B1, B2, EPS = 1e-4, 0.1, 0.9, 0.98, 1e-6
+SECONDS = 24.0
+
+
+def measure(label: str) -> dict[str, Any]:
+    """Seconds of each side's steps."""
+    peer, batch = CASES[label], int(label.rpartition(" ")[2])
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = Path(temporary)
+        weights = alone(make, peer, folder, batch)
+        ours = stack.enter_context(process(_jaxclip, folder))
+        theirs = stack.enter_context(process(_torch, peer, weights, folder))
+        loss, expected = ours("step").value, theirs("step").value
+        if abs(loss / expected - 1) > 1e-4:
+            raise AssertionError(f"{label}: the losses are {loss} and {expected}: no fair comparison")
+        theirs("step")
+        times = take_turns({"jaxclip": lambda: ours("step"), "PyTorch": lambda: theirs("step")}, seconds=SECONDS)
+        memory = {"jaxclip": ours("peak memory").value, "PyTorch": theirs("peak memory").value}
+        return {"batch": batch, "seconds": times, "losses": [loss, expected], "peak memory bytes": memory}
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The Markdown table of all results."""
+    lines = [
+        "| step | jaxclip, images/s | PyTorch | ratio | peak memory (PyTorch's) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for label, result in results.items():
+        seconds, memory = result["seconds"], result["peak memory bytes"]
+        speed = {name: result["batch"] / statistics.median(taken) for name, taken in seconds.items()}
+        lines.append(
+            f"| {label} | {speed['jaxclip']:.3g} | {speed['PyTorch']:.3g} "
+            f"| {ratio(seconds['jaxclip'], seconds['PyTorch']):.2f} "
+            f"| {memory['jaxclip'] / 1e9:.1f} ({memory['PyTorch'] / 1e9:.1f}) GB |"
+        )
+    return "\n".join(lines)
+
+
+def _answers(batch: int, context_length: int = 77, vocabulary: int = 49408) -> tuple[np.ndarray, np.ndarray]:
+    """Made-up captions (token ids that end in end-of-text) and labels."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, vocabulary - 2, (batch, context_length))
+    tokens[:, -1] = vocabulary - 1
+    return tokens, random.integers(0, 1000, batch)
+
+
+def _jaxclip(folder: Path) -> Functions:
+    import jax
+
+    from jaxclip import checkpoint
+    from jaxclip.training.objectives import Classes, ImageText
+    from jaxclip.training.optimizer import Optimizer, make_optimizer
+    from jaxclip.training.state import make_step
+
+    config, module = checkpoint.restore(folder / CONVERTED)
+    images = np.load(folder / IMAGES)
+    tokens, labels = _answers(len(images))
+    unchanged = ((0.0,) * 3, (1 / 255,) * 3)  # the pictures are normalised already
+    objective: Any = (Classes if config.text is None else ImageText)(*unchanged)
+    cfg = Optimizer("adamw", RATE, 0.0, 1.0, DECAY, B1, B2, EPS, clip_norm=None)
+    step = make_step(module, objective, lambda params: make_optimizer(cfg, 100, params))
+    batch = jax.device_put({"images": images, "tokens": tokens.astype(np.int32), "labels": labels})
+    update = jax.jit(step.update, donate_argnums=0)
+    state = jax.device_put(step.init(jax.random.key(0)), jax.devices()[0])  # committed, as what a step gives
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = update(state, batch)
+        return float(jax.block_until_ready((state.params, metrics))[1]["loss"])
+
+    return {"step": run}
+
+
+def _torch(peer: Peer, weights: Path, folder: Path) -> Functions:
+    import torch
+
+    model = torch_model(peer, weights).train()
+    images = np.load(folder / IMAGES)
+    tokens, labels = map(torch.from_numpy, _answers(len(images)))
+    pixels = torch_images(peer, images)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(B1, B2), eps=EPS)
+
+    def loss() -> Any:
+        if peer[0] != "open_clip":
+            return torch.nn.functional.cross_entropy(model(pixels), labels)
+        import open_clip
+
+        return open_clip.loss.ClipLoss()(*model(pixels, tokens)[:3])
+
+    def run() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        return value.item()
+
+    return {"step": run}
