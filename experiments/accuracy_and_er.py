@@ -3,7 +3,7 @@
 python -m experiments.accuracy_and_er --config experiments/configs/paper.py
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -26,12 +26,18 @@ def run(study: Study) -> Section:
         er = {} if result is None else mean_robustness(found, result)
         accuracy_table(section, found, study.about, er)
         if result is not None:
-            columns = studies.columns(found)
-            columns["imagenet"] = columns.pop(study.reference)
+            columns, base = (_as_imagenet(study, table) for table in (studies.columns(found), studies.baselines(study)))
+            assert columns is not None
             mine = [model for name in found for model in study.models if model.name == name]
             sets, backbones = tuple(m.training_set for m in mine), tuple(m.backbone for m in mine)
             _scatter(
-                section, Group(Accuracies(tuple(found), columns), sets, backbones), result, study.options.x, "measured"
+                section,
+                Group(Accuracies(tuple(found), columns), sets, backbones),
+                result,
+                study.options.x,
+                "measured",
+                base,
+                studies.title(study.reference),
             )
     if study.reference == IMAGENET:
         published = registry_models()
@@ -73,12 +79,25 @@ def _published_table(section: Section, group: Group, result: EffectiveRobustness
     )
 
 
-def _scatter(section: Section, group: Group, result: EffectiveRobustness, x: str, what: str) -> None:
+def _as_imagenet(study: Study, table: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+    """Accuracies by set, with the reference's under the name that effective robustness has for it."""
+    return None if table is None else {"imagenet" if k == study.reference else k: v for k, v in table.items()}
+
+
+def _scatter(
+    section: Section,
+    group: Group,
+    result: EffectiveRobustness,
+    x: str,
+    what: str,
+    base: Mapping[str, np.ndarray] | None = None,
+    reference: str = "ImageNet",
+) -> None:
     above = int((result.mean > 0).sum())
     section.figure(
-        scatter([group], result, x),  # type: ignore[arg-type]
-        f"Accuracy under shift over ImageNet accuracy ({what}), on logit axes. Grey: the testbed’s standard models, "
-        "with their line; models above it are effectively robust.",
+        scatter([group], result, x, base, reference),  # type: ignore[arg-type]
+        f"Accuracy under shift over {reference} accuracy ({what}), on logit axes. Grey: the standard "
+        "models, with their line; models above it are effectively robust.",
         f"{above} of {len(result.mean)} models have a positive mean effective robustness.",
         f"{what}-robustness",
     )

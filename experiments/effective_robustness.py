@@ -9,7 +9,7 @@ models beside them.
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ from jaxclip.analysis.robustness import (
 )
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
+from jaxclip.sections import title
 
 TITLES = dict(zip(SHIFTS, ("ImageNet-V2", "ImageNet-R", "ImageNet-Sketch", "ObjectNet", "ImageNet-A"), strict=True))
-MARKERS = {"RN50": "o", "RN101": "s", "ViT-B-32": "^", "ViT-B-16": "D", "ViT-L-14": "P"}
+MARKERS = {"RN50": "o", "RN101": "s", "ViT-B-32": "^", "ViT-B-16": "D", "ViT-L-14": "P", "ViT": "^", "ResNet": "s"}
 USER = "your models"
 
 
@@ -100,24 +101,33 @@ def latex(rows: list[list[str | float]]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def scatter(groups: Sequence[Group], result: EffectiveRobustness, x: XAxis) -> Figure:
-    """Accuracy under each shift over ImageNet accuracy, on logit axes, with the baselines, their line and y = x.
+def scatter(
+    groups: Sequence[Group],
+    result: EffectiveRobustness,
+    x: XAxis,
+    baselines: Mapping[str, Float[np.ndarray, " b"]] | None = None,
+    reference: str = "ImageNet",
+) -> Figure:
+    """Accuracy under each of five shifts over ImageNet accuracy, on logit axes, with the baselines, their line, y = x.
 
     Args:
         groups: Models to show above the baselines.
         result: Has the lines.
         x: Which ImageNet accuracy is horizontal.
+        baselines: Accuracies of the standard models, by column; None for the ImageNet testbed's.
+        reference: What the set that stands for ImageNet is called.
     """
+    base = standard_models().columns if baselines is None else baselines
     colors = {name: report.SERIES[i % len(report.SERIES)] for i, name in enumerate(_ordered(groups, "training_sets"))}
     with report.style():
         figure = Figure(figsize=(report.WIDE, 5.0))
         *panels, corner = figure.subplots(2, 3).flat
-        for axes, shift in zip(panels, SHIFTS, strict=True):
-            _panel(axes, groups, colors, result, shift, x)
+        for axes, shift in zip(panels, result.fits, strict=True):
+            _panel(axes, groups, colors, result, shift, x, base)
         for axes in (panels[0], panels[3]):
             axes.set_ylabel("accuracy under shift (%)")
         for axes in panels[2:]:
-            axes.set_xlabel(f"ImageNet accuracy{', the shift’s classes' if x == 'subset' else ''} (%)")
+            axes.set_xlabel(f"{reference} accuracy{', the shift’s classes' if x == 'subset' else ''} (%)")
         _legend(corner, groups, colors)
     return figure
 
@@ -188,9 +198,15 @@ def _logit(accuracy: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def _panel(
-    axes: Axes, groups: Sequence[Group], colors: dict[str, str], result: EffectiveRobustness, shift: str, x: XAxis
+    axes: Axes,
+    groups: Sequence[Group],
+    colors: dict[str, str],
+    result: EffectiveRobustness,
+    shift: str,
+    x: XAxis,
+    base: Mapping[str, Float[np.ndarray, " b"]],
 ) -> None:
-    base, fit, column = standard_models().columns, result.fits[shift], x_column(shift, x)
+    fit, column = result.fits[shift], x_column(shift, x)
     shown = [base, *(group.accuracies.columns for group in groups if shift in group.accuracies.columns)]
     across, up = (np.concatenate([_logit(columns[name]) for columns in shown]) for name in (column, shift))
     drawn = np.isfinite(across) & np.isfinite(up)
@@ -217,7 +233,7 @@ def _panel(
     _percent_ticks(axes.xaxis, left, right)
     _percent_ticks(axes.yaxis, bottom, top)
     axes.set(xlim=(left, right), ylim=(bottom, top))
-    axes.set_title(TITLES[shift])
+    axes.set_title(title(shift))
     axes.set_title(f"R² = {fit.r2:.3f}", loc="right", color=report.MUTED, fontweight="normal", fontsize=7.5)
     axes.grid(color=report.GRID, linewidth=0.5)
     axes.set_axisbelow(True)
@@ -254,10 +270,10 @@ def _legend(axes: Axes, groups: Sequence[Group], colors: dict[str, str]) -> None
         Line2D([], [], color=report.MUTED, linewidth=0.8, dashes=(4, 3), label="y = x"),
     ]
     places = (("pretraining set", sets, (0, 1)), ("backbone", shapes, (0.55, 1)), ("baseline", lines, (0, 0.34)))
-    for title, handles, corner in places:
+    for heading, handles, corner in places:
         if handles:
             legend = axes.legend(
-                handles=handles, title=title, loc="upper left", bbox_to_anchor=corner, alignment="left"
+                handles=handles, title=heading, loc="upper left", bbox_to_anchor=corner, alignment="left"
             )
             legend.get_title().set_fontweight("bold")
             axes.add_artist(legend)

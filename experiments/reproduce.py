@@ -23,6 +23,7 @@ from experiments import (
     kurtosis_vs_er,
     outlier_features,
     pruning,
+    wise_ft,
 )
 from experiments import study as studies
 from experiments.study import Experiment, Study
@@ -39,6 +40,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     concepts,
     cka,
     kurtosis_vs_er,
+    wise_ft,
 )
 VERDICTS = {True: "pass", False: "differs", None: "not run"}
 
@@ -54,6 +56,11 @@ def main(config: Path, out: Path = Path("report"), root: Path | None = None) -> 
     with studies.exit_on_input_error():
         study = dataclasses.replace(studies.load(config, root), results=out / "results")
         page, compared = reproduce(study, out, {"Configuration": f"{config.name} (SHA-256 {sha256(config)})"})
+    show(study, page, compared)
+
+
+def show(study: Study, page: Path, compared: list[tuple[findings.Finding, findings.Verdict]]) -> None:
+    """Prints what is missing, the comparison with the paper, and where the report is."""
     console = Console()
     absent = [row[0] for row in studies.missing(study) if all(n is None for n in row[4:])]
     console.print(f"models with no representations: {len(absent)} of {len(study.models)}", ", ".join(absent), sep="\n")

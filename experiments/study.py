@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +64,10 @@ class Study:
         store: The store with their representations.
         reference: The labelled set that kurtosis, importance and CKA are measured on.
         shifts: Other labelled sets with the same classes.
+        standard: The models that the line of effective robustness goes through; none: the ImageNet testbed's, where the
+            reference is ImageNet.
+        interpolated: Between a zero-shot model and the fine-tuned one of its backbone, by alpha (WiSE-FT).
+        templates: Prompts of the zero-shot heads.
         concept_set: The set with concepts; None for none.
         read_concepts: From the concept set's representations, which row has which concepts.
         options: How the method is read.
@@ -76,6 +80,9 @@ class Study:
     store: Path
     reference: str = analyze.IMAGENET
     shifts: tuple[str, ...] = SHIFTS
+    standard: tuple[StudyModel, ...] = ()
+    interpolated: Mapping[float, StudyModel] = dataclasses.field(default_factory=dict)
+    templates: tuple[str, ...] = tuple(imagenet_templates())
     concept_set: str | None = analyze.BRODEN
     read_concepts: Callable[[Representations], Concepts] = analyze.broden_concepts
     options: Options = dataclasses.field(default_factory=Options)
@@ -85,7 +92,8 @@ class Study:
     @property
     def sets(self) -> tuple[str, ...]:
         """Every data set's name."""
-        return (self.reference, *self.shifts, *([self.concept_set] if self.concept_set else []))
+        names = (self.reference, *self.shifts, *([self.concept_set] if self.concept_set else []))
+        return tuple(dict.fromkeys(names))
 
     @property
     def groups(self) -> dict[str, str]:
@@ -279,9 +287,7 @@ def cka(study: Study) -> dict[tuple[str, str], float]:
 
 def robustness(study: Study, found: Mapping[str, Mapping[str, Accuracy]]) -> EffectiveRobustness | None:
     """Effective robustness of the models of :func:`accuracies`, in their order; None where there is none to judge."""
-    if not found or not _imagenet(study):
-        return None
-    return analyze.robustness(study.reference, columns(found), study.options)
+    return _robustness(study, columns(found)) if found else None
 
 
 def columns(found: Mapping[str, Mapping[str, Accuracy]]) -> dict[str, np.ndarray]:
@@ -292,13 +298,29 @@ def columns(found: Mapping[str, Mapping[str, Accuracy]]) -> dict[str, np.ndarray
 
 def pruned_robustness(study: Study, found: Mapping[str, Pruning]) -> dict[str, np.ndarray]:
     """Mean effective robustness for each fraction, by model."""
-    if not found or not _imagenet(study):
-        return {}
     missing = np.full(len(study.options.fractions), np.nan)
     names = dict.fromkeys(k for p in found.values() for k in p.accuracy)
     sets = {k: np.concatenate([p.accuracy.get(k, missing) for p in found.values()]) for k in names}
-    er = analyze.robustness(study.reference, sets, study.options).mean
-    return dict(zip(found, er.reshape(len(found), -1), strict=True))
+    result = _robustness(study, sets) if found else None
+    return {} if result is None else dict(zip(found, result.mean.reshape(len(found), -1), strict=True))
+
+
+def with_models(study: Study, models: Iterable[StudyModel]) -> Study:
+    """The study of other models on the same sets."""
+    return dataclasses.replace(study, models=tuple(models))
+
+
+def baselines(study: Study) -> Mapping[str, np.ndarray] | None:
+    """The accuracies by set of the study's own standard models; None where it has none, or fewer than three here."""
+    found = accuracies(with_models(study, study.standard)) if study.standard else {}
+    return columns(found) if len(found) >= 3 else None
+
+
+def _robustness(study: Study, table: Mapping[str, np.ndarray]) -> EffectiveRobustness | None:
+    line = baselines(study)
+    if line is None and not (_imagenet(study) and not study.standard):
+        return None
+    return analyze.robustness(study.reference, table, study.options, baselines=line, shifts=study.shifts)
 
 
 def head(study: Study, name: str) -> Head:
@@ -316,7 +338,7 @@ def head(study: Study, name: str) -> Head:
                 f"{_model(study, name).folder} has other weights than made {stored.folder}: embed again, or put the "
                 "checkpoint back"
             )
-        made = analyze.read_head(model, study.classes)
+        made = analyze.read_head(model, study.classes, study.templates)
         with new_file(path, "wb") as file:
             np.savez(file, W=made.W, b=made.b, kind=made.kind)
     with np.load(path) as found:
@@ -399,7 +421,7 @@ def _head_path(study: Study, name: str) -> Path:
 
 
 def _head_inputs(study: Study) -> dict[str, Any]:
-    words = json.dumps([study.classes, imagenet_templates()]).encode()
+    words = json.dumps([study.classes, study.templates]).encode()
     return {"head": hashlib.sha256(words).hexdigest()}
 
 

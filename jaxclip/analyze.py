@@ -244,14 +244,14 @@ class Analysis:
 # --- pieces ----------------------------------------------------------------------------------------------------------
 
 
-def read_head(model: Model, classnames: Sequence[str]) -> Head:
-    """A classifier's own head, or a CLIP's from the names and ImageNet's 80 prompts.
+def read_head(model: Model, classnames: Sequence[str], templates: Sequence[str] | None = None) -> Head:
+    """A classifier's own head, or a CLIP's from the names and the prompts (None: ImageNet's 80).
 
     Raises:
         InputError: The model's own head has another number of classes.
     """
     if model.head is None:
-        W = zero_shot_head(model, classnames, imagenet_templates())
+        W = zero_shot_head(model, classnames, imagenet_templates() if templates is None else templates)
         return Head(np.asarray(W), np.zeros(len(classnames), np.float32), "zero-shot")
     own = Head(np.asarray(model.head[0]), np.asarray(model.head[1]), "the model's own")
     if len(own.W) != len(classnames):
@@ -367,19 +367,30 @@ def views(reference: Representations, others: Mapping[str, Representations], x: 
 
 
 def robustness(
-    reference: str, accuracies: Mapping[str, Float[Any, " m"]], options: Options = Options()
+    reference: str,
+    accuracies: Mapping[str, Float[Any, " m"]],
+    options: Options = Options(),
+    *,
+    baselines: Mapping[str, Float[Any, " b"]] | None = None,
+    shifts: Sequence[str] = SHIFTS,
 ) -> EffectiveRobustness:
-    """Effective robustness of m models (or of one, pruned to m levels) over the testbed's standard models.
+    """Effective robustness of m models (or of one, pruned to m levels) over the standard models.
 
     Args:
-        reference: The name of ImageNet's set.
+        reference: The name of ImageNet's set, or of the set that stands for it.
         accuracies: By set, with the names of :func:`views`; a shift that is missing gives NaN.
         options: For ``x`` and the bootstrap.
+        baselines: The standard models' accuracies by set; None for the ImageNet testbed's.
+        shifts: The shift sets' names.
     """
-    known = {x_column(shift, options.x) for shift in SHIFTS} | set(SHIFTS)
-    columns = {"imagenet": accuracies[reference]} | {k: v for k, v in accuracies.items() if k in known}
+    known = {x_column(shift, options.x) for shift in shifts} | set(shifts)
+
+    def columns(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {"imagenet": table[reference]} | {k: v for k, v in table.items() if k in known}
+
+    line = standard_models().columns if baselines is None else columns(baselines)
     key = jax.random.key(options.seed)
-    return effective_robustness(columns, standard_models().columns, options.x, key=key)
+    return effective_robustness(columns(accuracies), line, options.x, key=key, shifts=shifts)
 
 
 def summarise_concepts(

@@ -61,5 +61,6 @@ def interpolate_checkpoints(
     for alpha, folder in folders.items():
         source = {"interpolated": [str(a), str(b)], "alpha": alpha, "ends": [config.source, other.source]}
         mixed = interpolate(start, end, alpha)
-        checkpoint.save(folder, dataclasses.replace(other, source=source), mixed, overwrite=overwrite)
+        mine = dataclasses.replace(other, name=f"{other.name}-{folder.name}", source=source)
+        checkpoint.save(folder, mine, mixed, overwrite=overwrite)
     return folders

@@ -35,6 +35,7 @@ TITLES = {
     "objectnet": "ObjectNet",
     "imagenet_a": "ImageNet-A",
     "broden": "Broden",
+    "cifar10": "CIFAR-10",
 }
 """What known data sets are called in print."""
 _DASHES = {"random_directions": (4, 2), "permuted_labels": (1, 1.5)}

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -69,7 +69,7 @@ class EffectiveRobustness(NamedTuple):
         shift: For each shift, accuracy minus what the line predicts from the x accuracy; NaN where the model's accuracy
             is missing [m].
         shift_interval: For each shift, the ends of the 95 % interval [m, 2].
-        mean: Over the five shifts; NaN where one is missing, since a mean over fewer is another quantity [m].
+        mean: Over the shifts; NaN where one is missing, since a mean over fewer is another quantity [m].
         mean_interval: Of the mean [m, 2].
     """
 
@@ -87,6 +87,7 @@ def effective_robustness(
     *,
     key: Key[Array, ""] | None = None,
     samples: int = 2000,
+    shifts: Sequence[str] = SHIFTS,
 ) -> EffectiveRobustness:
     """How far models' accuracies under shift lie above the line of the baseline models.
 
@@ -102,6 +103,8 @@ def effective_robustness(
             ``imagenet_on_SHIFT`` for -R, ObjectNet and -A in both tables.
         key: For the bootstrap; ``jax.random.key(0)`` where None.
         samples: How many bootstrap samples.
+        shifts: The columns of the shifts, where the study is of another set than ImageNet; that set's accuracy is the
+            column ``imagenet`` all the same.
 
     Raises:
         InputError: A column is missing or of another length, an accuracy is outside 0 to 1, or fewer than three
@@ -111,15 +114,15 @@ def effective_robustness(
     """
     if x not in get_args(XAxis):
         raise InputError(f"x is {x!r}, not one of {', '.join(get_args(XAxis))}")
-    models = _table("accuracies", accuracies)
-    base = _table("baselines", baselines)
-    horizontal = [x_column(shift, x) for shift in SHIFTS]
+    models = _table("accuracies", accuracies, shifts)
+    base = _table("baselines", baselines, shifts)
+    horizontal = [x_column(shift, x) for shift in shifts]
     x_models = np.stack([_column("accuracies", models, name) for name in horizontal])
-    y_models = np.stack([models.get(shift, np.full_like(models[_FULL], np.nan)) for shift in SHIFTS])
+    y_models = np.stack([models.get(shift, np.full_like(models[_FULL], np.nan)) for shift in shifts])
     x_base = np.stack([_column("baselines", base, name) for name in horizontal])
-    y_base = np.stack([_column("baselines", base, shift) for shift in SHIFTS])
+    y_base = np.stack([_column("baselines", base, shift) for shift in shifts])
     usable = (x_base > 0) & (x_base < 1) & (y_base > 0) & (y_base < 1)  # NaN is not
-    for shift, count in zip(SHIFTS, usable.sum(1), strict=True):
+    for shift, count in zip(shifts, usable.sum(1), strict=True):
         if count < 3:
             raise InputError(f"baselines: {count} models have accuracies between 0 and 1 for {shift}: a line needs 3")
     logits = [np.where(usable, _logit(values), 0).astype(np.float32) for values in (x_base, y_base)]
@@ -132,12 +135,12 @@ def effective_robustness(
     )
     fits = {
         shift: Fit(float(slope), float(intercept), float(r2), int(good.sum()), int((~good).sum()))
-        for shift, slope, intercept, r2, good in zip(SHIFTS, *lines, usable, strict=True)
+        for shift, slope, intercept, r2, good in zip(shifts, *lines, usable, strict=True)
     }
     return EffectiveRobustness(
         fits=fits,
-        shift=dict(zip(SHIFTS, point, strict=True)),
-        shift_interval=dict(zip(SHIFTS, interval.transpose(1, 2, 0), strict=True)),
+        shift=dict(zip(shifts, point, strict=True)),
+        shift_interval=dict(zip(shifts, interval.transpose(1, 2, 0), strict=True)),
         mean=point.mean(0),
         mean_interval=mean_interval.T,
     )
@@ -233,11 +236,12 @@ def _cell(text: str, where: str) -> float:
     return value
 
 
-def _table(name: str, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _table(name: str, columns: Mapping[str, Any], shifts: Sequence[str]) -> dict[str, np.ndarray]:
     """The columns as float64 of equal length, checked."""
     table = {column: np.asarray(values, np.float64).reshape(-1) for column, values in columns.items()}
-    if unknown := sorted(set(table) - set(COLUMNS)):
-        raise InputError(f"{name}: unknown column {unknown[0]!r}; known are {', '.join(COLUMNS)}")
+    known = COLUMNS if tuple(shifts) == SHIFTS else (_FULL, *shifts)
+    if unknown := sorted(set(table) - set(known)):
+        raise InputError(f"{name}: unknown column {unknown[0]!r}; known are {', '.join(known)}")
     length = len(_column(name, table, _FULL))
     for column, values in table.items():
         if len(values) != length:

@@ -1,0 +1,130 @@
+"""WiSE-FT: accuracy against effective robustness along the line from a zero-shot model to its fine-tuned self.
+
+The study names the models in between (``Study.interpolated``), which ``jaxclip interpolate`` writes and ``jaxclip
+embed`` runs on the reference and the shifts.
+
+    python -m experiments.wise_ft --config experiments/configs/cifar10.py
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import study as studies
+from experiments.accuracy_and_er import mean_robustness
+from experiments.study import Study, StudyModel
+from jaxclip import report
+from jaxclip.evaluation import Accuracy
+from jaxclip.sections import Section
+
+
+class Point(NamedTuple):
+    """A model on the line.
+
+    Attributes:
+        alpha: 0 is the zero-shot model, 1 the fine-tuned one.
+        accuracy: On the reference set.
+        shifted: The mean over the shifts.
+        er: Mean effective robustness; None where there is no line, or a shift is missing.
+    """
+
+    alpha: float
+    accuracy: Accuracy
+    shifted: float
+    er: report.Estimate | None
+
+
+def run(study: Study) -> Section:
+    """The curve of each backbone, and its points as a table."""
+    section = Section("Between zero-shot and fine-tuned (WiSE-FT)")
+    found = curves(study)
+    if not found:
+        section.text(report.notice("Not run: no backbone has representations of both ends and of a model in between."))
+        return section
+    reference = studies.title(study.reference)
+    with report.style():
+        fig = Figure(figsize=(report.WIDE, 3.2))
+        for ax, y, label in zip(
+            fig.subplots(1, 2),
+            (_er, _shifted),
+            ("effective robustness, points", "mean accuracy under shift, %"),
+            strict=True,
+        ):
+            for color, (backbone, points) in zip(report.SERIES, found.items(), strict=False):
+                x = [100 * p.accuracy.value for p in points]
+                ax.plot(x, [100 * y(p) for p in points], "o-", color=color, markersize=3.5, label=backbone)
+                for p, at in zip(points, x, strict=True):
+                    ax.annotate(f"{p.alpha:g}", (at, 100 * y(p)), (3, 3), textcoords="offset points", fontsize=6.5)
+            ax.set(xlabel=f"{reference} accuracy, %", ylabel=label)
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    section.figure(
+        fig,
+        "Weights interpolated between the zero-shot model (alpha 0) and the fine-tuned one (alpha 1): effective "
+        "robustness (left) and mean accuracy under shift (right) against accuracy. A line is a backbone.",
+        "; ".join(_said(backbone, points) for backbone, points in found.items()) + ".",
+        "wise-ft",
+    )
+    section.table(
+        ["Backbone", "Alpha", reference, "Mean of the shifts", "ER"],
+        [
+            [b, p.alpha, report.Estimate(p.accuracy.value, p.accuracy.low, p.accuracy.high), _cell(p.shifted), p.er]
+            for b, points in found.items()
+            for p in points
+        ],
+        "The same in numbers.",
+        "wise-ft",
+        {"Alpha": ".2f", reference: ".1%", "Mean of the shifts": ".1%", "ER": ".1%"},
+    )
+    return section
+
+
+def curves(study: Study) -> dict[str, list[Point]]:
+    """By backbone, the points that are there, by rising alpha: both ends and at least one in between."""
+    lines: dict[str, dict[float, StudyModel]] = {}
+    for alpha, model in study.interpolated.items():
+        lines.setdefault(model.backbone, {})[alpha] = model
+    for backbone, line in lines.items():
+        for model in study.models:
+            if model.backbone == backbone and model.group in (ends := {"zero-shot": 0.0, "fine-tuned": 1.0}):
+                line.setdefault(ends[model.group], model)
+    wanted = studies.with_models(study, (model for line in lines.values() for model in line.values()))
+    accuracies = studies.accuracies(wanted)
+    result = studies.robustness(wanted, accuracies)
+    er = {} if result is None else mean_robustness(accuracies, result)
+    found = {
+        backbone: [
+            _point(study, alpha, accuracies[m.name], er.get(m.name))
+            for alpha, m in sorted(line.items())
+            if m.name in accuracies
+        ]
+        for backbone, line in lines.items()
+    }
+    return {b: points for b, points in found.items() if {0.0, 1.0} < {p.alpha for p in points}}
+
+
+def _point(study: Study, alpha: float, found: Mapping[str, Accuracy], er: report.Estimate | None) -> Point:
+    shifted = [found[name].value if name in found else np.nan for name in study.shifts]
+    return Point(alpha, found[study.reference], float(np.mean(shifted)), er)
+
+
+def _er(point: Point) -> float:
+    return np.nan if point.er is None else point.er.value
+
+
+def _shifted(point: Point) -> float:
+    return point.shifted
+
+
+def _cell(x: float) -> float | None:
+    return None if np.isnan(x) else x
+
+
+def _said(backbone: str, points: list[Point]) -> str:
+    best = max(points, key=lambda p: p.accuracy.value)
+    return f"{backbone}: accuracy is highest, {best.accuracy.value:.1%}, at alpha {best.alpha:g}"
+
+
+if __name__ == "__main__":
+    studies.main(run)
