@@ -37,11 +37,10 @@ BFLOAT16 = "ViT-B/32"
 
 def measure(label: str) -> dict[str, Any]:
     """One encoder: the seconds of each contestant's turns, and what the two processes cost."""
-    from checkpoints_conversion.parity import Case, tolerance  # PyTorch comes with it: not for our contestant
+    from checkpoints_conversion.parity import TOLERANCE  # PyTorch comes with it: not for our contestant
     from checkpoints_conversion.verify import difference
 
     peer = CASES[label]
-    allowed = tolerance(Case(*peer))
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
         weights = alone(make, peer, folder, BATCH)
@@ -59,7 +58,7 @@ def measure(label: str) -> dict[str, Any]:
         errors = {}
         for name in ("PyTorch", "torch.compile"):
             errors[name] = difference(label, first["jaxclip"].value, first[name].value).relative
-            if errors[name] > allowed:
+            if errors[name] > TOLERANCE:
                 raise AssertionError(f"{label}: {name}'s output is {errors[name]:.1e} from ours: no fair comparison")
         runs: dict[str, Callable[[], Turn]] = {
             "jaxclip": lambda: ours("encode"),
