@@ -1,5 +1,6 @@
 """The pre-norm transformer that CLIP's two towers and the supervised ViTs share; its blocks are stacked and scanned."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,25 @@ from jaxclip.models.layers import ACTIVATIONS, layer_norm
 
 UNROLLED = 6
 """Up to so many blocks are unrolled."""
+
+
+def attention(
+    q: Float[Array, "n t h d"], k: Float[Array, "n t h d"], v: Float[Array, "n t h d"], causal: bool
+) -> Float[Array, "n t h d"]:
+    """Multi-head attention with a float32 softmax; a causal one sees no later token.
+
+    On a CPU, heads come first in memory, which halves the time that XLA takes for long sequences.
+    """
+
+    def heads_first(q: Array, k: Array, v: Array) -> Array:
+        q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
+        logits = jnp.einsum("nhtd,nhsd->nhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        if causal:
+            logits = jnp.where(jnp.tri(logits.shape[-1], dtype=bool), logits, -jnp.inf)
+        return jnp.einsum("nhts,nhsd->nthd", jax.nn.softmax(logits).astype(v.dtype), v)
+
+    other = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
+    return jax.lax.platform_dependent(q, k, v, cpu=heads_first, default=other)
 
 
 class Block(nnx.Module):
@@ -48,7 +68,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
         """One block; the softmax is in float32 whatever the type of ``x``."""
         q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in jnp.split(self.qkv(self.norm1(x)), 3, axis=-1))
-        attended = self.out(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(x.shape))
+        attended = self.out(attention(q, k, v, self.causal).reshape(x.shape))
         x = x + (attended if self.scale1 is None else attended * self.scale1[...].astype(x.dtype))
         hidden = self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.norm2(x))))
         return x + (hidden if self.scale2 is None else hidden * self.scale2[...].astype(x.dtype))
