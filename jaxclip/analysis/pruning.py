@@ -82,7 +82,7 @@ def prune_sweep(
     arguments = [jnp.asarray(np.pad(x, ((0, 1), (0, 0))), jnp.float32) for x in (directions, readout)]
     arguments += [jnp.asarray(predictable), jnp.arange(kept[0]), jnp.asarray(groups)]
     # On a CPU the running logits of a tile of rows stay in the cache of a core; an accelerator wants large tiles.
-    rows = 128 if jax.default_backend() == "cpu" else BLOCK
+    rows = 256 if jax.default_backend() == "cpu" else BLOCK
 
     def count(some: slice) -> np.ndarray:
         block = jnp.asarray(h[some], jnp.float32)
