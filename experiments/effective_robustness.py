@@ -42,7 +42,7 @@ from jaxclip.errors import InputError
 from jaxclip.files import new_file
 from jaxclip.sections import title
 
-TITLES = dict(zip(SHIFTS, ("ImageNet-V2", "ImageNet-R", "ImageNet-Sketch", "ObjectNet", "ImageNet-A"), strict=True))
+TITLES = {shift: title(shift) for shift in SHIFTS}
 MARKERS = {"RN50": "o", "RN101": "s", "ViT-B-32": "^", "ViT-B-16": "D", "ViT-L-14": "P", "ViT": "^", "ResNet": "s"}
 USER = "your models"
 

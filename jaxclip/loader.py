@@ -94,18 +94,21 @@ def default_workers(pictures: int) -> int:
     return min(_cores(), 16) if _cores() > 4 and pictures >= 2000 else 0
 
 
+def in_workers(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
+    """Has so many processes make the batches, each whole ones, which come over in shared memory."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain 0.2.18 reads a flag of its own and fails otherwise (google/grain#1355)
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return batches.to_iter_dataset(reading).mp_prefetch(options, worker_init_fn=_start_worker)
+
+
 def _batches(source, pixels, batch_size, workers, indices, skip_bad) -> Iterator[Batch]:
     load = functools.partial(_load, source, pixels)
     collate = functools.partial(_collate, pixels.size, batch_size)
     pictures = grain.MapDataset.source(indices).map(load)
     if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain 0.2.18 reads a flag of its own and fails otherwise (google/grain#1355)
-        # Each worker makes whole batches, which come over in shared memory.
-        threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        dataset = pictures.batch(batch_size, batch_fn=collate).to_iter_dataset(threads)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=start_worker)
-        dataset = dataset.map(_own)
+        dataset = in_workers(pictures.batch(batch_size, batch_fn=collate), workers).map(_own)
     else:
         threads = grain.ReadOptions(num_threads=_cores(), prefetch_buffer_size=max(2 * batch_size, _cores()))
         dataset = pictures.to_iter_dataset(threads).batch(batch_size, batch_fn=collate)
@@ -181,7 +184,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start_worker(index: int, count: int) -> None:
+def _start_worker(index: int, count: int) -> None:
     """What a worker process does first: leave Ctrl-C and accelerators to its parent, and never outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     jax.config.update("jax_platforms", "cpu")

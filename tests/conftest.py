@@ -17,3 +17,12 @@ def imagenet_samples() -> list[Path]:
     if not folder.is_dir():
         pytest.skip(f"real pictures are missing: {folder}")
     return sorted(folder.glob("*.JPEG"))
+
+
+@pytest.fixture(scope="module")
+def folder(imagenet_samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-one of the real pictures, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for path in imagenet_samples[::48]:
+        (folder / path.name).symlink_to(path)
+    return folder

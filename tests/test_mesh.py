@@ -21,15 +21,6 @@ from jaxclip.store import MANIFEST, Representations, open_store
 
 
 @pytest.fixture(scope="module")
-def folder(imagenet_samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-one of the real pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for path in imagenet_samples[::48]:
-        (folder / path.name).symlink_to(path)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "clip"
     checkpoint.save(path, tiny_clip().config, checkpoint.named(tiny_clip().params))

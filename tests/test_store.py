@@ -72,15 +72,6 @@ class Watched:
         return self.inner.fingerprint() + "".join(map(str, self.bad))
 
 
-@pytest.fixture(scope="module")
-def folder(imagenet_samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-one of the real pictures: five shards of four, and one of one."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for path in imagenet_samples[::48]:
-        (folder / path.name).symlink_to(path)
-    return folder
-
-
 @pytest.fixture
 def source(folder: Path) -> Watched:
     return Watched(open_source(str(folder)))

@@ -13,14 +13,13 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from absl import flags
 from jaxtyping import Int, UInt8
 
 from jaxclip.config import Preprocess
 from jaxclip.datasets import FileSource, Source
 from jaxclip.datasets.files import expand_braces, is_picture, members_of, sample_key
 from jaxclip.errors import InputError
-from jaxclip.loader import default_workers, start_worker
+from jaxclip.loader import default_workers, in_workers
 from jaxclip.preprocess import decode
 from jaxclip.progress import progress
 from jaxclip.tokenizer import load_tokenizer
@@ -109,11 +108,7 @@ def _batches(
     if not workers:
         cores = os.cpu_count() or 1
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=min(cores, 16), prefetch_buffer_size=4)))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # as in jaxclip.loader
-    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    options = grain.MultiprocessingOptions(num_workers=workers)
-    return iter(batches.to_iter_dataset(reading).mp_prefetch(options, worker_init_fn=start_worker))
+    return iter(in_workers(batches, workers))
 
 
 def _picture(
