@@ -57,17 +57,25 @@ class CLIPResNet:
 
 @dataclasses.dataclass(frozen=True)
 class ResNet:
-    """A bottleneck ResNet, version 1.5 (the stride is in the 3x3 convolution), as torchvision's and timm's.
+    """A ResNet as torchvision's and timm's: bottlenecks are version 1.5 (the stride is in the 3x3 convolution).
 
-    ``stride_in_1x1`` is version 1 (He et al. 2016; Hugging Face's ``downsample_in_bottleneck``).
+    ``stride_in_1x1`` is version 1 (He et al. 2016; Hugging Face's ``downsample_in_bottleneck``). ``layers`` are the
+    blocks of each stage; stage i has ``width`` · 2**i channels, four times as many where bottlenecks end.
     """
 
     image_size: int
-    layers: tuple[int, int, int, int]
+    layers: tuple[int, ...]
     width: int = 64
     stride_in_1x1: bool = False
-    stem_pool: bool = True
-    """The max pool behind the first convolution; pictures of about 32 pixels are better off without it."""
+    block: Literal["bottleneck", "basic"] = "bottleneck"
+    """``basic``, two 3x3 convolutions, is that of ResNet-18 and -34."""
+    stem: Literal["7x7", "3x3"] = "7x7"
+    """The first convolution, before the max pool: of stride 2; or of stride 1, for pictures of about 32 pixels."""
+
+    @property
+    def output_dim(self) -> int:
+        """The width of h(x)."""
+        return self.width * 2 ** (len(self.layers) - 1) * (4 if self.block == "bottleneck" else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +198,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return value in args
+    if origin is tuple and args[-1] is Ellipsis:
+        return isinstance(value, tuple) and len(value) > 0 and all(_fits(v, args[0]) for v in value)
     if origin is tuple:
         return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
     if origin is dict:

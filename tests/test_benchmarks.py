@@ -16,7 +16,7 @@ from jaxclip import config
 from jaxclip.errors import InputError
 from jaxclip.files import replace_section
 from jaxclip.models import clip
-from jaxclip.models.winograd import Winograd
+from jaxclip.models.convolutions import Conv3x3
 from jaxclip.registry import model_config
 
 
@@ -57,7 +57,7 @@ def test_operations_of_a_resnet_are_about_xlas(name: str, monkeypatch: pytest.Mo
     """
     function, *args = encoder(model_config(name).vision, 1)
     counted = flops(function, *args)
-    monkeypatch.setattr(Winograd, "__call__", nnx.Conv.__call__)
+    monkeypatch.setattr(Conv3x3, "__call__", nnx.Conv.__call__)
     function, *args = encoder(model_config(name).vision, 1)
     assert flops(function, *args) == counted
     assert counted == pytest.approx(jax.jit(function).lower(*args).cost_analysis()["flops"], rel=0.1)

@@ -1,5 +1,7 @@
 """The ResNets' convolutions by other means are convolutions."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,9 @@ import pytest
 from flax import nnx
 
 from jaxclip import config
-from jaxclip.models import clip
-from jaxclip.models.resnet import Pointwise, conv
-from jaxclip.models.winograd import Winograd, conv3x3
+from jaxclip.models import clip, convolutions
+from jaxclip.models.convolutions import Conv3x3, Pointwise, conv
+from jaxclip.models.winograd import conv3x3
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -37,35 +39,54 @@ def test_winograd_is_the_convolution(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_pointwise_is_the_convolution(stride: int) -> None:
-    """With its gradients."""
-    layer = conv(6, 4, 1, stride=stride, dtype=FLOAT32, rngs=nnx.Rngs(0))
-    assert isinstance(layer, Pointwise)
+@pytest.mark.parametrize(("size", "kind"), [(1, Pointwise), (3, Conv3x3), (7, nnx.Conv)])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_convolution_and_its_gradients(training: bool, size: int, kind: type[nnx.Conv], stride: int) -> None:
+    """Of the picture and of the kernel, on a picture of odd height: a slice one too far, or the gradients of two of the
+    kernel's pixels exchanged, would be seen.
+    """
+    layer = conv(6, 4, size, stride=stride, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    assert type(layer) is kind
+    layer.train() if training else layer.eval()
+    graph, state = nnx.split(layer)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 6, 6)), jnp.float32)
-    kernel = layer.kernel[...]
-    assert relative(layer(x), xla(x, kernel, stride)) < 1e-6
-    ours = jax.grad(lambda x: jnp.sum(jnp.sin(layer(x))))(x)
-    assert relative(ours, jax.grad(lambda x: jnp.sum(jnp.sin(xla(x, kernel, stride))))(x)) < 1e-6
+
+    def ours(x: jax.Array, state: nnx.State) -> jax.Array:
+        return jnp.sum(jnp.sin(nnx.merge(graph, state)(x)))
+
+    def theirs(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(xla(x, kernel, stride)))
+
+    assert relative(layer(x), xla(x, layer.kernel[...], stride)) < 1e-6
+    of_x, of_state = jax.jit(jax.grad(ours, (0, 1)))(x, state)
+    of_x_theirs, of_kernel = jax.grad(theirs, (0, 1))(x, layer.kernel[...])
+    assert relative(of_x, of_x_theirs) < 1e-6
+    assert relative(of_state["kernel"][...], of_kernel) < 1e-6
 
 
-def test_winograd_is_for_evaluation_alone() -> None:
-    """Training takes XLA's convolution and its gradients; evaluation on a CPU takes 16 matrix products."""
+def test_what_computes_a_convolution_of_3x3() -> None:
+    """Evaluation of wide ones on a CPU takes 16 matrix products, training XLA's convolution and nine for a gradient."""
     layer = conv(128, 128, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
-    assert isinstance(layer, Winograd)
-    for other in (conv(64, 128, 3, dtype=FLOAT32, rngs=nnx.Rngs(0)),
-                  conv(128, 128, 3, stride=2, dtype=FLOAT32, rngs=nnx.Rngs(0)),
-                  conv(128, 128, 3, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))):  # fmt: skip
-        assert not isinstance(other, Winograd)
     x = jnp.ones((1, 4, 4, 128))
 
-    def program() -> str:
-        return jax.jit(layer.__call__).lower(x).as_text()
+    def program(of: Callable[[jax.Array], jax.Array], x: jax.Array = x) -> tuple[int, int]:
+        text = jax.jit(of).lower(x).as_text()
+        return text.count("stablehlo.dot_general"), text.count("stablehlo.convolution")
 
-    assert program().count("dot_general") == 16 and "convolution" not in program()
+    assert program(layer.__call__) == (16, 0)
+    for other in (conv(64, 128, 3, dtype=FLOAT32, rngs=nnx.Rngs(0)),
+                  conv(64, 128, 3, stride=2, dtype=FLOAT32, rngs=nnx.Rngs(0)),
+                  conv(64, 128, 3, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))):  # fmt: skip
+        assert program(other.__call__, x[..., :64]) == (0, 1)
     layer.train()
-    assert "dot_general" not in program() and program().count("stablehlo.convolution") == 1
+    assert program(layer.__call__) == (0, 1)
+
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda kernel: convolutions.trained(1, x, kernel).sum())(layer.kernel[...])
+
+    assert program(gradient)[0] == 9
     layer.eval()
-    assert "convolution" not in program()
+    assert program(layer.__call__) == (16, 0)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +113,7 @@ def test_towers_are_what_they_are_with_xlas_convolutions(
         return jax.jit(lambda s, x: nnx.merge(graph, s).encode_image(x, (2, 4)))(state, images)
 
     h, kept = run()
-    monkeypatch.setattr(Winograd, "__call__", nnx.Conv.__call__)
+    monkeypatch.setattr(Conv3x3, "__call__", nnx.Conv.__call__)
     plain, plain_kept = run()
     assert 0 < relative(h, plain) < 1e-5, "farther than rounding, or Winograd was not taken at all"
     for ours, theirs in zip(kept, plain_kept, strict=True):

@@ -10,8 +10,9 @@ from flax import nnx
 
 from jaxclip import config
 from jaxclip.models import clip
+from jaxclip.models.convolutions import conv
 from jaxclip.models.layers import BatchNorm, interpolate_positions
-from jaxclip.models.resnet import conv
+from jaxclip.models.resnet import max_pool
 from jaxclip.models.transformer import UNROLLED, Transformer
 
 TINY = config.ViT(image_size=32, patch_size=8, width=48, layers=4, heads=3, mlp_width=96, output_dim=24)
@@ -84,13 +85,45 @@ def test_a_1x1_convolution_is_one(stride: int) -> None:
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_pool_behind_the_stem_can_be_left_out(images: jax.Array) -> None:
-    """Without it the first stage sees twice as many rows and columns; the parameters are the same."""
-    vision = config.ResNet(32, (1, 1, 1, 1), 8)
-    with_pool, without = build(vision).vision, build(dataclasses.replace(vision, stem_pool=False)).vision
-    assert run(with_pool, images, (1,))[1][0].shape[1:3] == (8, 8)
-    assert run(without, images, (1,))[1][0].shape[1:3] == (16, 16)
-    assert jax.tree.structure(nnx.state(with_pool)) == jax.tree.structure(nnx.state(without))
+def test_the_stem_for_small_pictures(images: jax.Array) -> None:
+    """3x3 and of stride 1: the first stage sees twice as many rows and columns, behind the same pool."""
+    vision = config.ResNet(32, (1, 1), 8)
+    usual, small = build(vision).vision, build(dataclasses.replace(vision, stem="3x3")).vision
+    assert run(usual, images, (1,))[1][0].shape[1:3] == (8, 8)
+    assert run(small, images, (1,))[1][0].shape[1:3] == (16, 16)
+    assert small.conv1.kernel.shape == (3, 3, 3, 8)
+
+
+@pytest.mark.parametrize(("block", "width"), [("basic", 16), ("bottleneck", 64)])
+def test_a_resnet_of_two_stages(images: jax.Array, block: str, width: int) -> None:
+    """The representation has the last stage's width, which heads and stores are made for."""
+    vision = config.ResNet(32, (1, 2), 8, block=block)
+    h, (kept,) = run(build(vision).vision, images, (2,))
+    assert vision.output_dim == h.shape[1] == kept.shape[-1] == width
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 2), (6, 7), (9, 8)])
+def test_the_pool_that_is_trained_is_the_pool(height: int, width: int) -> None:
+    """Values, and the gradient where no two pixels of a window are equal."""
+    x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+    weights = jax.random.normal(jax.random.key(1), max_pool(x, training=False).shape)
+    ours, theirs = (
+        jax.value_and_grad(lambda x, training=training: (weights * max_pool(x, training)).sum())(x)
+        for training in (True, False)
+    )
+    np.testing.assert_array_equal(max_pool(x, training=True), max_pool(x, training=False))
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
+
+
+def test_encoders_have_forward_mode_derivatives(images: jax.Array) -> None:
+    """In evaluation: along a direction they agree with the gradient, which goes the other way."""
+    for vision in (TINY, config.CLIPResNet(32, (1, 1, 1, 1), 8, 4, 24), config.ResNet(32, (1, 1), 8)):
+        tower = build(vision).vision
+        tangent = jax.random.normal(jax.random.key(5), images.shape)
+        h, forward = jax.jvp(lambda x, tower=tower: tower(x)[0], (images,), (tangent,))
+        weights = jax.random.normal(jax.random.key(6), h.shape)
+        (backward,) = jax.vjp(lambda x, tower=tower: tower(x)[0], images)[1](weights)
+        assert float((forward * weights).sum()) == pytest.approx(float((backward * tangent).sum()), rel=1e-3)
 
 
 def test_layers_are_those_of_the_same_forward_pass(images: jax.Array) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxclip import config
 from jaxclip.models.clip_resnet import CLIPResNet
+from jaxclip.models.layers import Linear
 from jaxclip.models.resnet import ResNet
 from jaxclip.models.text import Text
 from jaxclip.models.vit import ViT
@@ -41,7 +42,7 @@ class Classifier(nnx.Module):
     def __init__(self, cfg: config.ModelConfig, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
         assert cfg.num_classes is not None
         self.vision = _tower(cfg.vision, dtype=dtype, remat=remat, rngs=rngs)
-        self.head = nnx.Linear(representation_size(cfg.vision), cfg.num_classes, dtype=dtype, rngs=rngs)
+        self.head = Linear(representation_size(cfg.vision), cfg.num_classes, dtype=dtype, rngs=rngs)
 
     def encode_image(
         self, images: Float[Array, "n H W 3"], layers: Sequence[int] = ()
@@ -58,7 +59,7 @@ def representation_size(vision: config.Vision) -> int:
         case config.CLIPResNet():
             return vision.output_dim
         case config.ResNet():
-            return vision.width * 32
+            return vision.output_dim
 
 
 def build(

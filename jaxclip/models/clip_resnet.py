@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxclip import config
-from jaxclip.models.layers import BatchNorm, interpolate_positions
-from jaxclip.models.resnet import conv
+from jaxclip.models.convolutions import conv
+from jaxclip.models.layers import BatchNorm, Linear, interpolate_positions
 
 EXPANSION = 4
 
@@ -50,10 +50,10 @@ class AttentionPool(nnx.Module):
     def __init__(self, positions: int, width: int, heads: int, n_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(width**-0.5)
         self.positions = nnx.Param(normal(rngs.params(), (positions + 1, width)))
-        self.q = nnx.Linear(width, width, kernel_init=normal, dtype=dtype, rngs=rngs)
-        self.k = nnx.Linear(width, width, kernel_init=normal, dtype=dtype, rngs=rngs)
-        self.v = nnx.Linear(width, width, kernel_init=normal, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, n_out, kernel_init=normal, dtype=dtype, rngs=rngs)
+        self.q = Linear(width, width, kernel_init=normal, dtype=dtype, rngs=rngs)
+        self.k = Linear(width, width, kernel_init=normal, dtype=dtype, rngs=rngs)
+        self.v = Linear(width, width, kernel_init=normal, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, n_out, kernel_init=normal, dtype=dtype, rngs=rngs)
         self.heads, self.dtype = heads, dtype
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n d"]:

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxclip import config
-from jaxclip.models.layers import layer_norm
+from jaxclip.models.layers import Linear, layer_norm
 from jaxclip.models.transformer import Transformer
 
 
@@ -30,7 +30,7 @@ class Text(nnx.Module):
             rngs=rngs,
         )
         self.norm_post = layer_norm(cfg.width, cfg.norm_eps, dtype, rngs)
-        self.projection = nnx.Linear(
+        self.projection = Linear(
             cfg.width,
             cfg.output_dim,
             use_bias=cfg.projection_bias,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxclip.models.layers import ACTIVATIONS, layer_norm
+from jaxclip.models.layers import ACTIVATIONS, Linear, layer_norm
 
 UNROLLED = 6
 """Up to so many blocks are unrolled."""
@@ -50,8 +50,8 @@ class Block(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        def linear(n_in: int, n_out: int, std: float) -> nnx.Linear:
-            return nnx.Linear(n_in, n_out, kernel_init=nnx.initializers.normal(std), dtype=dtype, rngs=rngs)
+        def linear(n_in: int, n_out: int, std: float) -> Linear:
+            return Linear(n_in, n_out, kernel_init=nnx.initializers.normal(std), dtype=dtype, rngs=rngs)
 
         # openai/CLIP's initialisation; `depth` is that of the whole transformer.
         residual_std = width**-0.5 * (2 * depth) ** -0.5

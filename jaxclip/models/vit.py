@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxclip import config
-from jaxclip.models.layers import interpolate_positions, layer_norm
+from jaxclip.models.layers import Linear, interpolate_positions, layer_norm
 from jaxclip.models.transformer import Transformer
 
 
@@ -21,9 +21,7 @@ class ViT(nnx.Module):
     def __init__(self, cfg: config.ViT, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(cfg.width**-0.5)
         tokens = (cfg.image_size // cfg.patch_size) ** 2 + 1
-        self.patch_embedding = nnx.Linear(
-            3 * cfg.patch_size**2, cfg.width, use_bias=cfg.patch_bias, dtype=dtype, rngs=rngs
-        )
+        self.patch_embedding = Linear(3 * cfg.patch_size**2, cfg.width, use_bias=cfg.patch_bias, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(normal(rngs.params(), (cfg.width,)))
         self.positions = nnx.Param(normal(rngs.params(), (tokens, cfg.width)))
         self.norm_pre = layer_norm(cfg.width, cfg.norm_eps, dtype, rngs) if cfg.pre_norm else None
@@ -95,10 +93,10 @@ class AttentionPool(nnx.Module):
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (cfg.pool_queries, width)))
         self.norm_q = layer_norm(width, cfg.norm_eps, dtype, rngs)
         self.norm_kv = layer_norm(cfg.width, cfg.norm_eps, dtype, rngs)
-        self.q = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.k = nnx.Linear(cfg.width, width, dtype=dtype, rngs=rngs)
-        self.v = nnx.Linear(cfg.width, width, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.q = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.k = Linear(cfg.width, width, dtype=dtype, rngs=rngs)
+        self.v = Linear(cfg.width, width, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, dtype=dtype, rngs=rngs)
         self.heads = cfg.pool_heads
 
     def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n v"]:

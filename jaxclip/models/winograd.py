@@ -4,33 +4,11 @@ Each 4x4 tile of the picture gives a 2x2 tile of the output. Tiles and kernel ar
 costs about one bit of float32's accuracy; then channels are summed by 16 matrix products; then the inverse transform.
 """
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 WIDE = 128
 """From so many channels on, the products saved outweigh the transforms (on a CPU, ``benchmarks/NOTES.md``)."""
-
-
-class Winograd(nnx.Conv):
-    """A 3x3 convolution of stride 1, padded by 1: in evaluation on a CPU by :func:`conv3x3`, else by XLA.
-
-    ``deterministic`` is toggled by nnx's ``model.train()`` and ``model.eval()``; a new model is in evaluation mode.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.deterministic = True
-
-    def __call__(self, x: Float[Array, "n H W c"], out_sharding: Any = None) -> Float[Array, "n H W e"]:
-        """The convolution."""
-        plain = super().__call__
-        if not self.deterministic:
-            return plain(x, out_sharding)
-        return jax.lax.platform_dependent(x, self.kernel[...], cpu=conv3x3, default=lambda x, _: plain(x, out_sharding))
 
 
 def conv3x3(x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"]) -> Float[Array, "n H W e"]:
