@@ -1,7 +1,7 @@
 """From the JSON that stands beside foreign weights (Hugging Face's, timm's, open_clip's) to a ModelConfig."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from jaxclip import config
 from jaxclip.config import ModelConfig, Preprocess
@@ -15,7 +15,13 @@ _HF_ACTIVATIONS: dict[str, config.Activation] = {
 }
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
 _TIMM_WIDTHS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
-_RESNET_DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+_RESNETS: dict[str, tuple[tuple[int, ...], Literal["basic", "bottleneck"]]] = {
+    "resnet18": ((2, 2, 2, 2), "basic"),
+    "resnet34": ((3, 4, 6, 3), "basic"),
+    "resnet50": ((3, 4, 6, 3), "bottleneck"),
+    "resnet101": ((3, 4, 23, 3), "bottleneck"),
+    "resnet152": ((3, 8, 36, 3), "bottleneck"),
+}
 
 
 def describe(configs: dict[str, Any], name: str) -> ModelConfig | None:
@@ -103,16 +109,15 @@ def _hf_vit(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelCon
 
 
 def _hf_resnet(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelConfig:
-    width = data.get("embedding_size", 64)
+    width, block = data.get("embedding_size", 64), data.get("layer_type", "bottleneck")
     for key, wanted in {
-        "layer_type": "bottleneck",
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
-        "hidden_sizes": [width * 4 * 2**i for i in range(4)],
+        "hidden_sizes": [width * (1 if block == "basic" else 4) * 2**i for i in range(len(data["depths"]))],
     }.items():
         if data.get(key, wanted) != wanted:
             raise InputError(f"config.json: {key} {data[key]!r} is not supported, only {wanted!r}")
-    vision = config.ResNet(224, tuple(data["depths"]), width, data.get("downsample_in_bottleneck", False))
+    vision = config.ResNet(224, tuple(data["depths"]), width, data.get("downsample_in_bottleneck", False), block)
     default = Preprocess(
         224, "shortest", 256, "bicubic", "before", config.IMAGENET_MEAN, config.IMAGENET_STD, crop_rounding="down"
     )
@@ -159,8 +164,9 @@ def _timm(data: dict[str, Any], name: str) -> ModelConfig:
     architecture, pixels = data["architecture"], data["pretrained_cfg"]
     size = pixels["input_size"][-1]
     vision: config.Vision
-    if architecture in _RESNET_DEPTHS:
-        vision = config.ResNet(size, _RESNET_DEPTHS[architecture])
+    if architecture in _RESNETS:
+        depths, block = _RESNETS[architecture]
+        vision = config.ResNet(size, depths, block=block)
     elif match := re.fullmatch(r"vit_(\w+?)_patch(\d+)(_clip)?(_quickgelu)?_(\d+)", architecture):
         kind, patch, clip, quick, _ = match.groups()
         if kind not in _TIMM_WIDTHS:

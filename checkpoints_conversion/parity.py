@@ -55,13 +55,13 @@ CASES = [
     ),
     *(Case("openai", name, name) for name in ("ViT-B-32-quickgelu", "RN50-quickgelu")),
     *(Case("huggingface", name, None) for name in ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu")),
-    *(Case("timm", name, None) for name in ("resnet50", "resnet101", "vit_base_patch32_224", "vit_base_patch16_224",
-                                            "vit_large_patch16_224", "vit_large_patch14_224",
+    *(Case("timm", name, None) for name in ("resnet18", "resnet50", "resnet101", "vit_base_patch32_224",
+                                            "vit_base_patch16_224", "vit_large_patch16_224", "vit_large_patch14_224",
                                             "vit_base_patch16_clip_quickgelu_224")),
-    *(Case("torchvision", name, model) for name, model in (
-        ("resnet50", "resnet50"), ("resnet101", "resnet101"), ("vit_b_32", "vit_b_32"), ("vit_b_16", "vit_b_16"),
-        ("vit_l_16", "vit_l_16"))),
-    *(Case("huggingface", name, None) for name in ("resnet50", "resnet101", "vit_b_32", "vit_b_16", "vit_l_16")),
+    *(Case("torchvision", name, name) for name in ("resnet34", "resnet50", "resnet101", "vit_b_32", "vit_b_16",
+                                                   "vit_l_16")),
+    *(Case("huggingface", name, None) for name in ("resnet18", "resnet50", "resnet101", "vit_b_32", "vit_b_16",
+                                                   "vit_l_16")),
 ]  # fmt: skip
 TOLERANCE = 1e-5
 """The relative error allowed in float32."""

@@ -228,7 +228,8 @@ def _hf_resnet(cfg: ModelConfig) -> torch.nn.Module:
         transformers.ResNetConfig(
             **_hf_classes(cfg),
             embedding_size=vision.width,
-            hidden_sizes=[vision.width * 4 * 2**i for i in range(4)],
+            hidden_sizes=[vision.output_dim // 2**i for i in reversed(range(len(vision.layers)))],
+            layer_type=vision.block,
             depths=list(vision.layers),
             downsample_in_bottleneck=vision.stride_in_1x1,
         )
@@ -278,14 +279,14 @@ def _torchvision_vit(cfg: ModelConfig) -> torch.nn.Module:
 
 
 def _resnet(cfg: ModelConfig) -> torch.nn.Module:
-    from torchvision.models.resnet import Bottleneck, ResNet
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
     vision = cfg.vision
     assert isinstance(vision, config.ResNet)
-    model = ResNet(Bottleneck, list(vision.layers), num_classes=cfg.num_classes)
-    if vision.width != 64 or vision.stride_in_1x1:
+    block = BasicBlock if vision.block == "basic" else Bottleneck
+    if vision.width != 64 or vision.stride_in_1x1 or vision.stem != "7x7" or len(vision.layers) != 4:
         raise InputError(f"{cfg.name}: torchvision has no reference for this ResNet")
-    return model
+    return ResNet(block, list(vision.layers), num_classes=cfg.num_classes)
 
 
 _BUILDERS = {

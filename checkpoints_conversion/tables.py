@@ -47,7 +47,7 @@ def detect(names: Iterable[str]) -> str | None:
         "resnet.embedder.embedder.convolution.weight": "hf_resnet",
         "conv_proj.weight": "torchvision_vit",
         "patch_embed.proj.weight": "timm_vit",
-        "layer1.0.conv3.weight": "resnet",
+        "layer1.0.conv2.weight": "resnet",
     }.items():
         if mark in names:
             return found
@@ -157,7 +157,7 @@ def _open_clip(cfg: ModelConfig, text_prefix: str) -> list[Row]:
     elif isinstance(vision, config.CLIPResNet):
         for i in (1, 2, 3):
             out += _conv_bn("vision", i, f"visual.conv{i}", f"visual.bn{i}")
-        out += _bottlenecks(vision.layers, "visual.layer{}.{}", "conv{}", "bn{}", "downsample.0", "downsample.1")
+        out += _blocks(vision.layers, "visual.layer{}.{}", "conv{}", "bn{}", "downsample.0", "downsample.1")
         out += [
             ("vision.pool.positions", "visual.attnpool.positional_embedding", "copy"),
             *_linear("vision.pool.q", "visual.attnpool.q_proj"),
@@ -239,7 +239,7 @@ def _hf_resnet(cfg: ModelConfig) -> list[Row]:
     stem = "resnet.embedder.embedder"
     block = "resnet.encoder.stages.{}.layers.{}"
     out = _conv_bn("vision", 1, f"{stem}.convolution", f"{stem}.normalization")
-    out += _bottlenecks(
+    out += _blocks(
         cfg.vision.layers,
         block,
         "layer.{}.convolution",
@@ -248,6 +248,7 @@ def _hf_resnet(cfg: ModelConfig) -> list[Row]:
         "shortcut.normalization",
         first_stage=0,
         first_conv=0,
+        basic=cfg.vision.block == "basic",
     )
     return out + _linear("head", "classifier.1")
 
@@ -300,11 +301,12 @@ def _resnet(cfg: ModelConfig) -> list[Row]:
     """Torchvision's and timm's ResNets have the same names."""
     assert isinstance(cfg.vision, config.ResNet)
     out = _conv_bn("vision", 1, "conv1", "bn1")
-    out += _bottlenecks(cfg.vision.layers, "layer{}.{}", "conv{}", "bn{}", "downsample.0", "downsample.1")
+    names = ("layer{}.{}", "conv{}", "bn{}", "downsample.0", "downsample.1")
+    out += _blocks(cfg.vision.layers, *names, basic=cfg.vision.block == "basic")
     return out + _linear("head", "fc")
 
 
-def _bottlenecks(
+def _blocks(
     depths: tuple[int, ...],
     block: str,
     conv: str,
@@ -313,14 +315,15 @@ def _bottlenecks(
     shortcut_bn: str,
     first_stage: int = 1,
     first_conv: int = 1,
+    basic: bool = False,
 ) -> list[Row]:
     out: list[Row] = []
     for stage, depth in enumerate(depths):
         for i in range(depth):
             t, s = f"vision.stages.{stage}.{i}", block.format(stage + first_stage, i)
-            for j in range(3):
+            for j in range(2 if basic else 3):
                 name = j + first_conv
                 out += _conv_bn(t, j + 1, f"{s}.{conv.format(name)}", f"{s}.{bn.format(name)}")
-            if i == 0:
+            if i == 0 and (stage > 0 or not basic):
                 out += _conv_bn(t, "shortcut", f"{s}.{shortcut_conv}", f"{s}.{shortcut_bn}")
     return out

@@ -20,7 +20,7 @@ from checkpoints_conversion.convert import convert
 from checkpoints_conversion.verify import Difference, compare, inputs, verify
 from jaxclip import config
 
-FAST = ("open_clip ViT-B-32", "openai RN50-quickgelu", "timm resnet50", "torchvision vit_b_32")
+FAST = ("open_clip ViT-B-32", "openai RN50-quickgelu", "timm resnet50", "torchvision resnet34", "torchvision vit_b_32")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,7 @@ PIXELS = config.Preprocess(64)
         config.ModelConfig("vit", dataclasses.replace(SUPERVISED, norm_eps=1e-3), PIXELS, num_classes=11),
         config.ModelConfig("resnet", config.ResNet(64, (2, 1, 2, 1), 16), PIXELS, num_classes=11),
         config.ModelConfig("resnet v1", config.ResNet(64, (2, 1, 2, 1), 16, True), PIXELS, num_classes=11),
+        config.ModelConfig("resnet basic", config.ResNet(64, (2, 1, 2), 16, block="basic"), PIXELS, num_classes=11),
     ],
     ids=lambda cfg: cfg.name,
 )

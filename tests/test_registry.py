@@ -186,7 +186,7 @@ def test_timm_weights(entry):
     )
 
 
-@pytest.mark.parametrize("name", ["vit_b_32", "vit_b_16", "vit_l_16", "resnet50", "resnet101"])
+@pytest.mark.parametrize("name", ["vit_b_32", "vit_b_16", "vit_l_16", "resnet18", "resnet34", "resnet50", "resnet101"])
 def test_supervised_architectures(name):
     """Depth, width, norm's epsilon and biases are those of torchvision's model of that name."""
     torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
@@ -197,7 +197,9 @@ def test_supervised_architectures(name):
     if isinstance(ours.vision, ResNet):
         blocks = [getattr(theirs, f"layer{i}") for i in range(1, 5)]
         assert ours.vision.layers == tuple(map(len, blocks)) and ours.vision.width == theirs.conv1.out_channels
-        assert blocks[1][0].conv2.stride == (2, 2) and not ours.vision.stride_in_1x1
+        basic = ours.vision.block == "basic"
+        assert hasattr(blocks[1][0], "conv3") != basic and ours.vision.output_dim == theirs.fc.in_features
+        assert getattr(blocks[1][0], "conv1" if basic else "conv2").stride == (2, 2) and not ours.vision.stride_in_1x1
         return
     block = theirs.encoder.layers[0]
     assert ours.vision == ViT(
