@@ -67,10 +67,12 @@ def _jaxclip(folder: Path) -> Functions:
     import jax
 
     from jaxclip import checkpoint
+    from jaxclip.training.loop import keep_memory
     from jaxclip.training.objectives import Classes, ImageText
     from jaxclip.training.optimizer import Optimizer, make_optimizer
     from jaxclip.training.state import make_step
 
+    keep_memory()
     config, module = checkpoint.restore(folder / CONVERTED)
     images = np.load(folder / IMAGES)
     tokens, labels = _answers(len(images))

@@ -7,7 +7,6 @@ skipped where that is there; a training run that was killed goes on from its las
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import json
@@ -36,6 +35,7 @@ from jaxclip.preprocess import decode
 from jaxclip.progress import progress
 from jaxclip.training import runs
 from jaxclip.training.data import Captions
+from jaxclip.training.loop import keep_memory
 from jaxclip.training.recipe import Recipe
 
 COSTS = "seconds.json"
@@ -53,7 +53,7 @@ def main(
         epochs: Only so many, for each training run.
     """
     with studies.exit_on_input_error():
-        _keep_memory()
+        keep_memory()
         train_set, test_set = (first(open_tars([data / f"{split}.tar.gz"]), pictures) for split in ("train", "test"))
         test_set = dataclasses.replace(test_set, name=config.REFERENCE)
         recipes = {
@@ -168,16 +168,6 @@ def cost(out: Path, what: str) -> Iterator[None]:
         with new_file(path) as file:
             json.dump(seconds | {what: time.monotonic() - start}, file, indent=1)
     print(f"{what}: {time.monotonic() - start:.0f} s", flush=True)
-
-
-def _keep_memory() -> None:
-    """Tells glibc to keep memory that is freed: XLA's CPU backend asks for the same buffers at each step, and fresh
-    pages from the system take a fifth of a small model's step.
-    """  # noqa: D205
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-            libc.mallopt(option, value)
 
 
 if __name__ == "__main__":

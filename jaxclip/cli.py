@@ -328,9 +328,11 @@ def finetune(
     from jaxclip.datasets import open_source
     from jaxclip.mesh import start_processes
     from jaxclip.training import recipe, runs
+    from jaxclip.training.loop import keep_memory
 
     if distributed:
         start_processes()
+    keep_memory()
     chosen, _ = recipe.read(config)
     written = runs.finetune(
         model,
@@ -396,9 +398,11 @@ def train(
     from jaxclip.mesh import start_processes
     from jaxclip.training import recipe, runs
     from jaxclip.training.data import open_captions
+    from jaxclip.training.loop import keep_memory
 
     if distributed:
         start_processes()
+    keep_memory()
     chosen, architecture = recipe.read(config)
     if architecture is None:
         raise InputError(f"configuration {config} has no MODEL to train")
