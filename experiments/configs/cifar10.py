@@ -51,7 +51,7 @@ VIT = ModelConfig(
 )
 RESNET = ModelConfig(
     "supervised-resnet",
-    ResNet(32, (1, 1, 1, 1), width=16, stem_pool=False),
+    ResNet(32, (1, 1, 1), width=48, block="basic", stem="3x3"),
     Preprocess(32, mean=_HALF, std=_HALF),
     num_classes=10,
 )
@@ -63,7 +63,7 @@ RECIPES = {
     CLIP.name: Recipe(6, optimizer=_ADAMW, save=1, **_COMMON),  # type: ignore[arg-type]
     VIT.name: Recipe(11, optimizer=_ADAMW, label_smoothing=0.1, save=2, snapshots=True, **_COMMON),  # type: ignore[arg-type]
     RESNET.name: Recipe(
-        8,
+        10,
         optimizer=Optimizer("sgd", learning_rate=0.1, warmup=0.2, weight_decay=5e-4, b1=0.9, clip_norm=None),
         label_smoothing=0.1,
         save=2,
