@@ -1,8 +1,10 @@
 """A checkpoint, ready to use: encode images and text, preprocess pictures, tokenize sentences."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,11 @@ from jaxclip import checkpoint
 from jaxclip.config import ModelConfig, Preprocess
 from jaxclip.errors import InputError
 from jaxclip.models import clip
+from jaxclip.models.vit import ViT
 from jaxclip.preprocess import normalize, preprocess
+
+PICTURES, TOKENS = 16, 1600
+"""What a CPU encodes at once, at the most (``benchmarks/NOTES.md``): activations of more do not stay in its caches."""
 
 
 class Model:
@@ -145,11 +151,30 @@ def _representation(
     images: Array,
     layers: tuple[int, ...] = (),
 ) -> tuple[Float[Array, "n d"], list[Array]]:
-    with _precision(dtype):
-        if images.dtype == jnp.uint8:
-            images = normalize(images, pixels.mean, pixels.std)
-        h, kept = nnx.merge(graph, params).encode_image(images.astype(dtype), layers)
-    return h.astype(jnp.float32), [a.astype(jnp.float32) for a in kept]
+    def encode(images: Array) -> tuple[Array, list[Array]]:
+        with _precision(dtype):
+            if images.dtype == jnp.uint8:
+                images = normalize(images, pixels.mean, pixels.std)
+            h, kept = nnx.merge(graph, params).encode_image(images.astype(dtype), layers)
+        return h.astype(jnp.float32), [a.astype(jnp.float32) for a in kept]
+
+    most, vision = PICTURES, nnx.merge(graph, params).vision
+    if isinstance(vision, ViT):
+        most = min(most, max(1, TOKENS * vision.cfg.patch_size**2 // math.prod(images.shape[1:3])))
+    return jax.lax.platform_dependent(images, cpu=functools.partial(_by_parts, encode, most), default=encode)
+
+
+def _by_parts(encode: Callable[[Array], Any], most: int, images: Array) -> Any:
+    """``encode`` of so many pictures at a time, or of a few less, as the batch divides.
+
+    A part is every k-th picture, so that each of several devices has some of it.
+    """
+    n = len(images)
+    size = max(size for size in range(1, min(most, n) + 1) if n % size == 0)
+    if size == n:
+        return encode(images)
+    parts = images.reshape(size, n // size, *images.shape[1:]).swapaxes(0, 1)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(n, *x.shape[2:]), jax.lax.map(encode, parts))
 
 
 def _text(graph: nnx.GraphDef, dtype: jnp.dtype, params: nnx.State, tokens: Array) -> Float[Array, "n d"]:
