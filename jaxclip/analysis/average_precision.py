@@ -218,7 +218,11 @@ def _bitmaps(lists: _Lists, position: Int[Array, " n"], concepts: int) -> _Bitma
     # Image n stands behind all others, where no count reaches; that its bit is added more than once does no harm there.
     place = _take(jnp.append(position, n), lists.images)
     word, bit = _address(place, lists.concept * (groups * _WORDS))
-    bits = jnp.zeros(concepts * groups * _WORDS, jnp.uint32).at[word].add(bit, mode="promise_in_bounds")
+    bits = (
+        jnp.zeros(concepts * groups * _WORDS, jnp.uint32)
+        .at[word]
+        .add(bit, mode="promise_in_bounds", wrap_negative_indices=False)
+    )
     set_bits = lax.population_count(bits).reshape(concepts, groups, _WORDS)
     # Multiplying by 0x01…00 adds a word's count to the byte of every later word: three words have at most 96 bits.
     later = jnp.array([0x01010100, 0x01010000, 0x01000000, 0], jnp.uint32)
@@ -228,21 +232,20 @@ def _bitmaps(lists: _Lists, position: Int[Array, " n"], concepts: int) -> _Bitma
 
 
 def _groups(n: int) -> int:
-    """Groups of words in a bitmap of n images and the one behind them."""
-    return n // (_BITS * _WORDS) + 1
+    """Groups of words in a bitmap of n images and the one behind them: a square number, for :func:`_running_sum`."""
+    return (math.isqrt(n // (_BITS * _WORDS)) + 1) ** 2
 
 
 def _running_sum(x: Float[Array, "c g"]) -> Float[Array, "c g"]:
-    """Exclusive cumulative sums of small whole numbers, in two levels of multiplication by a triangle: on a CPU six
-    times as fast as ``jnp.cumsum``.
+    """Exclusive cumulative sums of a square number of small whole numbers, in two levels of multiplication by a
+    triangle: on a CPU six times as fast as ``jnp.cumsum``.
     """  # noqa: D205
-    length = x.shape[1]
-    side = math.isqrt(length - 1) + 1
-    blocks = jnp.pad(x, ((0, 0), (0, side * side - length))).reshape(-1, side, side)
+    side = math.isqrt(x.shape[1])
+    blocks = x.reshape(-1, side, side)
     earlier = jnp.triu(jnp.ones((side, side), jnp.float32), 1)
     inside = jnp.matmul(blocks, earlier, precision=EXACT)
     sums = jnp.matmul(blocks.sum(-1), earlier, precision=EXACT)
-    return (inside + sums[..., None]).reshape(-1, side * side)[:, :length]
+    return (inside + sums[..., None]).reshape(x.shape)
 
 
 def _count(maps: _Bitmaps, upto: Int[Array, "r 32"], first_word: Int[Array, " r"]) -> Float[Array, "r 32"]:
@@ -262,5 +265,5 @@ def _address(
 
 
 def _take(values: Array, indices: Int[Array, "..."]) -> Array:
-    """``values[indices]`` without the check of bounds."""
-    return values.at[indices].get(mode="promise_in_bounds")
+    """``values[indices]`` without the check of bounds, or of a sign."""
+    return values.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False)

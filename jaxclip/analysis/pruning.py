@@ -69,8 +69,10 @@ def prune_sweep(
 
     head = np.asarray(W, np.float32)[classes]
     offset = offset[classes]
-    _, first = np.unique(np.column_stack([head, offset]), axis=0, return_index=True)
-    predictable = np.where(np.isin(np.arange(len(classes)), first), offset, -np.inf)  # argmax takes the first of equals
+    rows = np.column_stack([head, offset]) + 0.0  # -0.0 is 0.0
+    known: dict[bytes, int] = {}
+    first = [known.setdefault(row.tobytes(), place) == place for place, row in enumerate(rows)]
+    predictable = np.where(first, offset, -np.inf)  # argmax takes the first of equals
     r = len(ranked.order)
     directions = ranked.directions[ranked.order]
     readout = (ranked.singular_values[:, None] * ranked.class_directions)[ranked.order][:, classes]
@@ -82,14 +84,14 @@ def prune_sweep(
     arguments = [jnp.asarray(np.pad(x, ((0, 1), (0, 0))), jnp.float32) for x in (directions, readout)]
     arguments += [jnp.asarray(predictable), jnp.arange(kept[0]), jnp.asarray(groups)]
     # On a CPU the running logits of a tile of rows stay in the cache of a core; an accelerator wants large tiles.
-    rows = 256 if jax.default_backend() == "cpu" else BLOCK
+    tile, block_rows = (256, 2048) if jax.default_backend() == "cpu" else (BLOCK, BLOCK)
 
     def count(some: slice) -> np.ndarray:
         block = jnp.asarray(h[some], jnp.float32)
         check_finite("h", block, some.start)
-        return np.asarray(_right(block, jnp.asarray(targets[some]), *arguments, rows=rows))
+        return np.asarray(_right(block, jnp.asarray(targets[some]), *arguments, rows=tile))
 
-    right = np.sum(list(side_by_side(count, row_slices(h))), axis=0)
+    right = np.sum(list(side_by_side(count, row_slices(h, block_rows))), axis=0)
     if kept[0] == 0:  # the same logits for every image
         right[0] = (targets == predictable.argmax()).any(1).sum()
     return right[level] / h.shape[0]
@@ -146,9 +148,11 @@ def _right(
 
     def tile(args: tuple[Array, Array]) -> Array:
         coefficients, targets = args
+        # By numbers in the flat tile: `take_along_axis` takes as long as the products.
+        places = jnp.maximum(targets, 0) + jnp.arange(rows)[:, None] * readout.shape[1]
 
         def right(logits: Array) -> Array:
-            own = jnp.take_along_axis(logits, jnp.maximum(targets, 0), axis=1)
+            own = logits.reshape(-1).at[places].get(mode="promise_in_bounds")
             return (jnp.where(targets >= 0, own, -jnp.inf).max(1) >= logits.max(1)).sum()
 
         def add(logits: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:

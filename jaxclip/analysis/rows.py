@@ -78,4 +78,4 @@ def check_finite(name: str, x: Float[Array, "n d"], first_row: int = 0) -> None:
 
 @jax.jit
 def _all_finite(x: Array) -> Array:
-    return jnp.isfinite(x).all()
+    return jnp.isfinite(jnp.abs(x).max(0)).all()  # NaN is the maximum of all: on a CPU 10 times as fast as the obvious
