@@ -1,5 +1,6 @@
 """The ResNets' convolutions by other means are convolutions."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,7 +12,7 @@ from flax import nnx
 from jaxclip import config
 from jaxclip.models import clip, convolutions
 from jaxclip.models.convolutions import Conv3x3, Pointwise, conv
-from jaxclip.models.winograd import conv3x3
+from jaxclip.models.winograd import WIDE, conv3x3, kernel_gradient, picture_gradient
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -36,6 +37,28 @@ def test_winograd_is_the_convolution(height: int, width: int) -> None:
     kernel = jnp.asarray(random.normal(0, 1, (3, 3, 17, 5)), jnp.float32)
     assert relative(conv3x3(x, kernel), xla(x, kernel)) < 2e-6
     assert relative(conv3x3(x, jnp.roll(kernel, 1, axis=1)), xla(x, kernel)) > 0.1, "the comparison cannot fail"
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (7, 7), (8, 6)])
+def test_winograds_gradients_are_the_convolutions(height: int, width: int) -> None:
+    """For sizes as above: a transform that is not the forward's transpose, or a kernel not turned, would be seen."""
+    random = np.random.default_rng(0)
+    x, kernel, gradient = (
+        jnp.asarray(random.normal(size=shape), jnp.float32)
+        for shape in ((2, height, width, 17), (3, 3, 17, 5), (2, height, width, 5))
+    )
+    of_x, of_kernel = jax.vjp(xla, x, kernel)[1](gradient)
+    assert relative(picture_gradient(kernel, gradient), of_x) < 2e-6
+    assert relative(kernel_gradient(x, gradient), of_kernel) < 2e-6
+
+
+def test_training_takes_winograds_gradients() -> None:
+    """Through the layer as training has it, with as many channels as they are for."""
+    layer = conv(WIDE, WIDE + 1, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6, WIDE)), jnp.float32)
+    ours = jax.grad(lambda x, k: jnp.sin(convolutions.trained(1, x, k)).sum(), (0, 1))(x, layer.kernel[...])
+    theirs = jax.grad(lambda x, k: jnp.sin(xla(x, k)).sum(), (0, 1))(x, layer.kernel[...])
+    assert all(0 < relative(a, b) < 2e-6 for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -65,7 +88,7 @@ def test_a_convolution_and_its_gradients(training: bool, size: int, kind: type[n
 
 
 def test_what_computes_a_convolution_of_3x3() -> None:
-    """Evaluation of wide ones on a CPU takes 16 matrix products, training XLA's convolution and nine for a gradient."""
+    """Wide ones on a CPU take 16 matrix products, their gradients 16 each; the kernel's gradient of others takes nine."""
     layer = conv(128, 128, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
     x = jnp.ones((1, 4, 4, 128))
 
@@ -74,17 +97,19 @@ def test_what_computes_a_convolution_of_3x3() -> None:
         return text.count("stablehlo.dot_general"), text.count("stablehlo.convolution")
 
     assert program(layer.__call__) == (16, 0)
-    for other in (conv(64, 128, 3, dtype=FLOAT32, rngs=nnx.Rngs(0)),
-                  conv(64, 128, 3, stride=2, dtype=FLOAT32, rngs=nnx.Rngs(0)),
-                  conv(64, 128, 3, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))):  # fmt: skip
-        assert program(other.__call__, x[..., :64]) == (0, 1)
+    narrow = conv(32, 128, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    for other in (narrow,
+                  conv(32, 128, 3, stride=2, dtype=FLOAT32, rngs=nnx.Rngs(0)),
+                  conv(32, 128, 3, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))):  # fmt: skip
+        assert program(other.__call__, x[..., :32]) == (0, 1)
     layer.train()
-    assert program(layer.__call__) == (0, 1)
+    assert program(layer.__call__) == (16, 0)
 
-    def gradient(x: jax.Array) -> jax.Array:
-        return jax.grad(lambda kernel: convolutions.trained(1, x, kernel).sum())(layer.kernel[...])
+    def gradients(kernel: jax.Array, x: jax.Array = x) -> tuple[jax.Array, jax.Array]:
+        return jax.grad(lambda x, kernel: convolutions.trained(1, x, kernel).sum(), (0, 1))(x, kernel)
 
-    assert program(gradient)[0] == 9
+    assert program(gradients, layer.kernel[...])[0] >= 32
+    assert program(functools.partial(gradients, x=x[..., :32]), narrow.kernel[...])[0] == 9
     layer.eval()
     assert program(layer.__call__) == (16, 0)
 

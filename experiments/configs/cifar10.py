@@ -51,7 +51,7 @@ VIT = ModelConfig(
 )
 RESNET = ModelConfig(
     "supervised-resnet",
-    ResNet(32, (1, 1, 1), width=48, block="basic", stem="3x3"),
+    ResNet(32, (1, 1, 1), width=64, block="basic", stem="3x3"),
     Preprocess(32, mean=_HALF, std=_HALF),
     num_classes=10,
 )
@@ -63,7 +63,7 @@ RECIPES = {
     CLIP.name: Recipe(6, optimizer=_ADAMW, save=1, **_COMMON),  # type: ignore[arg-type]
     VIT.name: Recipe(11, optimizer=_ADAMW, label_smoothing=0.1, save=2, snapshots=True, **_COMMON),  # type: ignore[arg-type]
     RESNET.name: Recipe(
-        10,
+        16,
         optimizer=Optimizer("sgd", learning_rate=0.1, warmup=0.2, weight_decay=5e-4, b1=0.9, clip_norm=None),
         label_smoothing=0.1,
         save=2,
@@ -196,8 +196,8 @@ def get_config(root: Path) -> Study:
 
 
 NOTE = f"""
-<p>A miniature on real pictures, not the paper’s result: models of less than a million parameters (beside the CLIP’s
-table of tokens) that saw CIFAR-10 alone. The CLIP’s captions were written from the class’s names by templates, as
+<p>A miniature on real pictures, not the paper’s result: models of 1.2 million parameters at the most (beside the
+CLIP’s table of tokens) that saw CIFAR-10 alone. The CLIP’s captions were written from the class’s names by templates, as
 CIFAR-10 has none; ten classes mean that a batch holds each caption’s class about a dozen times, all of which but one
 the contrastive loss takes for wrong. Its zero-shot head is of class names that were in its captions. A head over ten
 classes has ten directions, so that 80 % pruned leaves two, and few concepts can lie along them.</p>

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxclip.models.layers import product
-from jaxclip.models.winograd import WIDE, conv3x3
+from jaxclip.models.winograd import WIDE, conv3x3, kernel_gradient, picture_gradient
 
 
 def conv(n_in: int, n_out: int, size: int, *, stride: int = 1, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Conv:
@@ -50,18 +50,18 @@ class Conv3x3(nnx.Conv):
     ``deterministic`` is toggled by nnx's ``model.train()`` and ``model.eval()``; a new model is in evaluation mode.
     """
 
-    def __init__(self, n_in: int, n_out: int, *args: Any, **kwargs: Any):
-        super().__init__(n_in, n_out, *args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.deterministic = True
-        self.wide = min(n_in, n_out) >= WIDE and self.strides == (1, 1) and self.dtype == jnp.float32
 
     def __call__(self, inputs: Float[Array, "n H W c"], out_sharding: Any = None) -> Float[Array, "n h w e"]:
         """The convolution."""
-        plain = functools.partial(_convolve, stride=self.strides[0])  # type: ignore[index]
+        stride = self.strides[0]  # type: ignore[index]
+        plain = functools.partial(_convolve, stride=stride)
         x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if self.deterministic and not self.wide:
+        if self.deterministic and not _is_wide(stride, kernel):
             return plain(x, kernel)
-        on_cpu = conv3x3 if self.deterministic else functools.partial(trained, self.strides[0])  # type: ignore[index]
+        on_cpu = conv3x3 if self.deterministic else functools.partial(trained, stride)
         return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
@@ -73,16 +73,26 @@ def _convolve(x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"], strid
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def trained(stride: int, x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"]) -> Float[Array, "n h w e"]:
-    """XLA's convolution, with the kernel's gradient as nine matrix products, one for each of its pixels."""
-    return _convolve(x, kernel, stride)
+    """The convolution, forward and backward as is fastest on a CPU.
+
+    With stride 1 and many channels, all three are :mod:`~jaxclip.models.winograd`'s. Else they are XLA's, but for the
+    kernel's gradient: nine matrix products, one for each of its pixels.
+    """
+    return conv3x3(x, kernel) if _is_wide(stride, kernel) else _convolve(x, kernel, stride)
+
+
+def _is_wide(stride: int, kernel: Float[Array, "3 3 c e"]) -> bool:
+    return stride == 1 and min(kernel.shape[2:]) >= WIDE and kernel.dtype == jnp.float32
 
 
 def _trained_forward(stride: int, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, stride), (x, kernel)
+    return trained(stride, x, kernel), (x, kernel)
 
 
 def _trained_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
+    if _is_wide(stride, kernel):
+        return picture_gradient(kernel, gradient), kernel_gradient(x, gradient)
     (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride), x)(gradient)
     _, height, width, c = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
