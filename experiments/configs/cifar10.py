@@ -197,8 +197,8 @@ def get_config(root: Path) -> Study:
 
 NOTE = f"""
 <p>A miniature on real pictures, not the paper’s result: models of 1.2 million parameters at the most (beside the
-CLIP’s table of tokens) that saw CIFAR-10 alone. The CLIP’s captions were written from the class’s names by templates, as
-CIFAR-10 has none; ten classes mean that a batch holds each caption’s class about a dozen times, all of which but one
+CLIP’s table of tokens) that saw CIFAR-10 alone. The CLIP’s captions were written from the class’s names by templates,
+as CIFAR-10 has none; ten classes mean that a batch holds each caption’s class about a dozen times, all of which but one
 the contrastive loss takes for wrong. Its zero-shot head is of class names that were in its captions. A head over ten
 classes has ten directions, so that 80 % pruned leaves two, and few concepts can lie along them.</p>
 <p>The shift sets were made here after CIFAR-10-C (Hendrycks and Dietterich 2019; their constants for CIFAR, severity
