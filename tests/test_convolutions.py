@@ -88,7 +88,7 @@ def test_a_convolution_and_its_gradients(training: bool, size: int, kind: type[n
 
 
 def test_what_computes_a_convolution_of_3x3() -> None:
-    """Wide ones on a CPU take 16 matrix products, their gradients as many; others' gradient of the kernel takes nine."""
+    """Wide ones on a CPU take 16 matrix products, their gradients as many; the kernel's of others takes nine."""
     layer = conv(128, 128, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
     x = jnp.ones((1, 4, 4, 128))
 
