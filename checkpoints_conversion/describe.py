@@ -1,7 +1,7 @@
 """From the JSON that stands beside foreign weights (Hugging Face's, timm's, open_clip's) to a ModelConfig."""
 
 import re
-from typing import Any, Literal
+from typing import Any, get_args
 
 from jaxclip import config
 from jaxclip.config import ModelConfig, Preprocess
@@ -15,7 +15,7 @@ _HF_ACTIVATIONS: dict[str, config.Activation] = {
 }
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
 _TIMM_WIDTHS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
-_RESNETS: dict[str, tuple[tuple[int, ...], Literal["basic", "bottleneck"]]] = {
+_RESNETS: dict[str, tuple[tuple[int, ...], config.Block]] = {
     "resnet18": ((2, 2, 2, 2), "basic"),
     "resnet34": ((3, 4, 6, 3), "basic"),
     "resnet50": ((3, 4, 6, 3), "bottleneck"),
@@ -110,6 +110,8 @@ def _hf_vit(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelCon
 
 def _hf_resnet(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelConfig:
     width, block = data.get("embedding_size", 64), data.get("layer_type", "bottleneck")
+    if block not in get_args(config.Block):
+        raise InputError(f"config.json: layer_type {block!r} is not supported, only {get_args(config.Block)}")
     for key, wanted in {
         "hidden_act": "relu",
         "downsample_in_first_stage": False,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from jaxclip.errors import InputError
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+Block = Literal["bottleneck", "basic"]
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -67,7 +68,7 @@ class ResNet:
     layers: tuple[int, ...]
     width: int = 64
     stride_in_1x1: bool = False
-    block: Literal["bottleneck", "basic"] = "bottleneck"
+    block: Block = "bottleneck"
     """``basic``, two 3x3 convolutions, is that of ResNet-18 and -34."""
     stem: Literal["7x7", "3x3"] = "7x7"
     """The first convolution, before the max pool: of stride 2; or of stride 1, for pictures of about 32 pixels."""

@@ -151,16 +151,18 @@ def _representation(
     images: Array,
     layers: tuple[int, ...] = (),
 ) -> tuple[Float[Array, "n d"], list[Array]]:
+    module = nnx.merge(graph, params)
+
     def encode(images: Array) -> tuple[Array, list[Array]]:
         with _precision(dtype):
             if images.dtype == jnp.uint8:
                 images = normalize(images, pixels.mean, pixels.std)
-            h, kept = nnx.merge(graph, params).encode_image(images.astype(dtype), layers)
+            h, kept = module.encode_image(images.astype(dtype), layers)
         return h.astype(jnp.float32), [a.astype(jnp.float32) for a in kept]
 
-    most, vision = PICTURES, nnx.merge(graph, params).vision
-    if isinstance(vision, ViT):
-        most = min(most, max(1, TOKENS * vision.cfg.patch_size**2 // math.prod(images.shape[1:3])))
+    most = PICTURES
+    if isinstance(module.vision, ViT):
+        most = min(most, max(1, TOKENS * module.vision.cfg.patch_size**2 // math.prod(images.shape[1:3])))
     return jax.lax.platform_dependent(images, cpu=functools.partial(_by_parts, encode, most), default=encode)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from checkpoints_conversion import sources, tables
+from checkpoints_conversion import describe, sources, tables
 from checkpoints_conversion.convert import convert
 from jaxclip import checkpoint
 from jaxclip.config import from_open_clip
@@ -317,6 +317,13 @@ def test_offline_hub_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
     with pytest.raises(InputError, match="lab/clip cannot be read"):
         convert("hf-hub:lab/clip", None, tmp_path / "out")
+
+
+def test_a_block_that_is_not_known_is_one_error() -> None:
+    """A Hugging Face ResNet of other blocks names the key and what is supported, rather than being read as basic."""
+    data = {"model_type": "resnet", "depths": [1, 1], "hidden_sizes": [64, 128], "layer_type": "wide", "num_labels": 2}
+    with pytest.raises(InputError, match=r"layer_type 'wide' is not supported, only .*basic"):
+        describe.describe({"config.json": data}, "mine")
 
 
 def test_tables_cover_every_array_of_every_architecture() -> None:

@@ -63,7 +63,7 @@ RECIPES = {
     CLIP.name: Recipe(6, optimizer=_ADAMW, save=1, **_COMMON),  # type: ignore[arg-type]
     VIT.name: Recipe(11, optimizer=_ADAMW, label_smoothing=0.1, save=2, snapshots=True, **_COMMON),  # type: ignore[arg-type]
     RESNET.name: Recipe(
-        16,
+        18,
         optimizer=Optimizer("sgd", learning_rate=0.1, warmup=0.2, weight_decay=5e-4, b1=0.9, clip_norm=None),
         label_smoothing=0.1,
         save=2,

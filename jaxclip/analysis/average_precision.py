@@ -22,7 +22,7 @@ import scipy.sparse
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxclip.analysis.rows import EXACT, AnyArray, check_finite, matrix, side_by_side
+from jaxclip.analysis.rows import EXACT, AnyArray, check_finite, matrix, side_by_side, take
 from jaxclip.errors import InputError
 
 Labels: TypeAlias = Bool[np.ndarray, "n c"] | Bool[Array, "n c"] | scipy.sparse.sparray | scipy.sparse.spmatrix
@@ -169,7 +169,7 @@ def _average_precision(
         maps = [_bitmaps(side, position, len(counts[0])) for side in lists]
 
         def mean(upto: Int[Array, " n"], from_the_end: bool) -> Float[Array, " c"]:
-            at = _take(jnp.append(upto, n), images)
+            at = take(jnp.append(upto, n), images)
             hits, *others = (_count(side, at, concept * (_groups(n) * _WORDS)) for side in maps)
             ranked = hits + others[0] if others else at.astype(jnp.float32)
             if from_the_end:
@@ -216,7 +216,7 @@ def _bitmaps(lists: _Lists, position: Int[Array, " n"], concepts: int) -> _Bitma
     n = len(position)
     groups = _groups(n)
     # Image n stands behind all others, where no count reaches; that its bit is added more than once does no harm there.
-    place = _take(jnp.append(position, n), lists.images)
+    place = take(jnp.append(position, n), lists.images)
     word, bit = _address(place, lists.concept * (groups * _WORDS))
     bits = (
         jnp.zeros(concepts * groups * _WORDS, jnp.uint32)
@@ -252,9 +252,9 @@ def _count(maps: _Bitmaps, upto: Int[Array, "r 32"], first_word: Int[Array, " r"
     """How many bits are set before place ``upto`` of the bitmap that begins at ``first_word``."""
     word, bit = _address(upto, first_word)
     group, byte = word >> _LOG_WORDS, (word & (_WORDS - 1)) << 3
-    bits = lax.population_count(_take(maps.bits, word) & (bit - 1))
-    bits = bits + ((_take(maps.within, group) >> byte.astype(jnp.uint32)) & 0xFF)
-    return _take(maps.before, group) + bits.astype(jnp.int32).astype(jnp.float32)
+    bits = lax.population_count(take(maps.bits, word) & (bit - 1))
+    bits = bits + ((take(maps.within, group) >> byte.astype(jnp.uint32)) & 0xFF)
+    return take(maps.before, group) + bits.astype(jnp.int32).astype(jnp.float32)
 
 
 def _address(
@@ -262,8 +262,3 @@ def _address(
 ) -> tuple[Int[Array, "r 32"], UInt32[Array, "r 32"]]:
     """Word and bit of a place in the bitmap that begins at ``first_word``; in shifts, as ``//`` takes twice as long."""
     return first_word[:, None] + (place >> _LOG_BITS), jnp.uint32(1) << (place & (_BITS - 1)).astype(jnp.uint32)
-
-
-def _take(values: Array, indices: Int[Array, "..."]) -> Array:
-    """``values[indices]`` without the check of bounds, or of a sign."""
-    return values.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False)

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxclip.analysis.rows import AnyArray, check_finite, matrix, row_slices, side_by_side
+from jaxclip.analysis.rows import BLOCK, AnyArray, check_finite, matrix, row_slices, side_by_side
 from jaxclip.errors import InputError
 
 
@@ -69,12 +68,11 @@ def activation_kurtosis(h: Float[AnyArray, "n d"]) -> Float[Array, " n"]:
     h = matrix("h", h)
 
     def of_rows(rows: slice) -> Array:
-        block = jnp.asarray(h[rows], jnp.float32)
-        kurtosis, deviation = _standardised(block)
-        _check(block, deviation, rows)
+        kurtosis, deviation = _standardised(h[rows])
+        _check(h, deviation, rows)
         return kurtosis
 
-    return jnp.concatenate(list(side_by_side(of_rows, row_slices(h))))
+    return jnp.concatenate(list(side_by_side(of_rows, _slices(h))))
 
 
 def outlier_features(h: Float[AnyArray, "n d"], threshold: float = 6.0) -> OutlierFeatures:
@@ -134,7 +132,7 @@ class ActivationStats:
             InputError: As :func:`activation_kurtosis`; or the number of features differs.
         """
         h = matrix("h", h, len(self.sum_abs))
-        parts = side_by_side(lambda rows: _of_rows(h, rows, self.threshold), row_slices(h))
+        parts = side_by_side(lambda rows: _of_rows(h, rows, self.threshold), _slices(h))
         return functools.reduce(ActivationStats.merge, parts, self)
 
     def merge(self, other: "ActivationStats") -> "ActivationStats":
@@ -175,45 +173,46 @@ class ActivationStats:
         )
 
 
+def _slices(h: AnyArray) -> list[slice]:
+    """The rows in pieces; on a CPU, in pieces that stay in the cache of a core."""
+    return row_slices(h, 512 if jax.default_backend() == "cpu" else BLOCK)
+
+
 def _of_rows(h: AnyArray, rows: slice, threshold: float) -> ActivationStats:
-    block = jnp.asarray(h[rows], jnp.float32)
-    kurtosis, deviation, sum_abs, above = jax.device_get(_block_sums(block, threshold))
-    _check(block, deviation, rows)
+    kurtosis, deviation, sum_abs, above = jax.device_get(_block_sums(h[rows], threshold))
+    _check(h, deviation, rows)
     kurtosis = kurtosis[~np.isnan(kurtosis)].astype(np.float64)
     mean = float(kurtosis.mean()) if kurtosis.size else 0.0
     squares = float(np.square(kurtosis - mean).sum())
     return ActivationStats(
-        threshold, block.shape[0], kurtosis.size, mean, squares, sum_abs.astype(np.float64), above.astype(np.int64)
+        threshold, len(deviation), kurtosis.size, mean, squares, sum_abs.astype(np.float64), above.astype(np.int64)
     )
 
 
-def _check(block: Float[Array, "b d"], deviation: Float[Any, " b"], rows: slice) -> None:
+def _check(h: AnyArray, deviation: Float[Any, " b"], rows: slice) -> None:
     """Raises InputError for a row without a finite deviation: so the input need not be read once more to be checked."""
     finite = np.isfinite(deviation)
     if not finite.all():
-        check_finite("h", block, rows.start)
+        check_finite("h", jnp.asarray(h[rows], jnp.float32), rows.start)
         row = rows.start + int(np.flatnonzero(~finite)[0])
         raise InputError(f"h: row {row} has values whose squares exceed float32: scale the representations down")
 
 
 @jax.jit
 def _standardised(h: Float[Array, "b d"]) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Kurtosis and standard deviation of each row; the rows go through in pieces that stay in the processor's cache."""
-
-    def row(x: Float[Array, " d"]) -> tuple[Any, Any]:
-        centred = x - x[0]  # exact where all are equal, so that a constant row has a deviation of exactly 0
-        centred -= centred.mean()
-        centred -= centred.mean()
-        squares = jnp.square(centred)
-        variance = squares.mean()
-        kurtosis = jnp.square(squares / variance).mean()
-        return kurtosis, jnp.sqrt(variance)
-
-    return lax.map(row, h, batch_size=256)
+    """Kurtosis and standard deviation of each row."""
+    h = h.astype(jnp.float32)
+    centred = h - h[:, :1]  # exact where all are equal, so that a constant row has a deviation of exactly 0
+    centred -= centred.mean(1, keepdims=True)
+    centred -= centred.mean(1, keepdims=True)
+    squares = jnp.square(centred)
+    variance = squares.mean(1, keepdims=True)
+    return jnp.square(squares / variance).mean(1), jnp.sqrt(variance)[:, 0]
 
 
 @jax.jit
 def _block_sums(h: Float[Array, "b d"], threshold: float) -> tuple[Any, Any, Any, Any]:
+    h = h.astype(jnp.float32)
     kurtosis, deviation = _standardised(h)
     above = (jnp.abs(h) > threshold * deviation[:, None]) & (deviation[:, None] > 0)
     return kurtosis, deviation, jnp.abs(h).sum(0), above.sum(0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxclip.errors import InputError
 
@@ -67,6 +67,11 @@ def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     workers = min(os.cpu_count() or 1, 16) if jax.default_backend() == "cpu" else 1
     with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(function, items)
+
+
+def take(values: Array, indices: Int[Array, "..."]) -> Array:
+    """``values[indices]`` without the check of bounds, or of a sign."""
+    return values.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def check_finite(name: str, x: Float[Array, "n d"], first_row: int = 0) -> None:

@@ -28,11 +28,27 @@ def max_pool(x: Float[Array, "n H W c"], training: bool) -> Float[Array, "n h w 
     return x
 
 
-class Bottleneck(nnx.Module):
+class Block(nnx.Module):
+    """The shortcut around a residual branch: the identity, or a 1x1 convolution where the shape changes."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        shortcut = stride > 1 or n_in != n_out
+        self.shortcut_conv = conv(n_in, n_out, 1, stride=stride, dtype=dtype, rngs=rngs) if shortcut else None
+        self.shortcut_bn = BatchNorm(n_out, dtype=dtype) if shortcut else None
+
+    def shortcut(self, x: Float[Array, "n H W c"]) -> Float[Array, "n h w e"]:
+        """What the branch is added to."""
+        if self.shortcut_conv is None or self.shortcut_bn is None:
+            return x
+        return self.shortcut_bn(self.shortcut_conv(x))
+
+
+class Bottleneck(Block):
     """1x1, 3x3, 1x1, with the stride in the 3x3 (version 1.5) or in the first 1x1 (version 1)."""
 
     def __init__(self, n_in: int, planes: int, stride: int, stride_in_1x1: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         n_out = planes * EXPANSION
+        super().__init__(n_in, n_out, stride, dtype=dtype, rngs=rngs)
         stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = conv(n_in, planes, 1, stride=stride1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(planes, dtype=dtype)
@@ -40,39 +56,28 @@ class Bottleneck(nnx.Module):
         self.bn2 = BatchNorm(planes, dtype=dtype)
         self.conv3 = conv(planes, n_out, 1, dtype=dtype, rngs=rngs)
         self.bn3 = BatchNorm(n_out, dtype=dtype)
-        shortcut = stride > 1 or n_in != n_out
-        self.shortcut_conv = conv(n_in, n_out, 1, stride=stride, dtype=dtype, rngs=rngs) if shortcut else None
-        self.shortcut_bn = BatchNorm(n_out, dtype=dtype) if shortcut else None
 
     def __call__(self, x: Float[Array, "n H W c"]) -> Float[Array, "n h w e"]:
         """One residual block."""
         out = jax.nn.relu(self.bn1(self.conv1(x)))
         out = jax.nn.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        if self.shortcut_conv is not None and self.shortcut_bn is not None:
-            x = self.shortcut_bn(self.shortcut_conv(x))
-        return jax.nn.relu(out + x)
+        return jax.nn.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
-class Basic(nnx.Module):
+class Basic(Block):
     """3x3 twice, with the stride in the first (ResNet-18 and -34)."""
 
     def __init__(self, n_in: int, planes: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(n_in, planes, stride, dtype=dtype, rngs=rngs)
         self.conv1 = conv(n_in, planes, 3, stride=stride, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(planes, dtype=dtype)
         self.conv2 = conv(planes, planes, 3, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm(planes, dtype=dtype)
-        shortcut = stride > 1 or n_in != planes
-        self.shortcut_conv = conv(n_in, planes, 1, stride=stride, dtype=dtype, rngs=rngs) if shortcut else None
-        self.shortcut_bn = BatchNorm(planes, dtype=dtype) if shortcut else None
 
     def __call__(self, x: Float[Array, "n H W c"]) -> Float[Array, "n h w e"]:
         """One residual block."""
         out = jax.nn.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        if self.shortcut_conv is not None and self.shortcut_bn is not None:
-            x = self.shortcut_bn(self.shortcut_conv(x))
-        return jax.nn.relu(out + x)
+        return jax.nn.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 class ResNet(nnx.Module):
