@@ -1,50 +1,225 @@
-"""Speed of the analyses beside their peers, on synthetic input of the paper's size; prints a Markdown table.
+"""The analyses beside their peers, on random input of the paper's size."""
 
-    python -m benchmarks.analysis [--repeats 3]
-
-Every row's two contestants run in turn, ``repeats`` times, and the fastest time of each counts: a busy machine slows
-both. The first call, which compiles, is not timed. Peak memory is that of the whole process, input and peers included.
-"""
-
-import os
-import resource
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-import tyro
-from jax import lax
-from sklearn.metrics import average_precision_score
 
-from jaxclip.analysis import (
-    ActivationStats,
-    LinearCKA,
-    activation_kurtosis,
-    average_precision,
-    concept_counts,
-    privileged_directions,
-    prune_sweep,
-)
-from jaxclip.analysis.rows import BLOCK, EXACT
+from benchmarks.contest import Turn, alone, peak_memory, ratio, take_turns
 
-Row = tuple[str, float, str, float, float, str]
+TITLE = "Analyses, float32, random input"
+TURNS = 5
 
 
-def fastest(repeats: int, *functions: Callable[[], Any]) -> list[float]:
-    """The fastest time of each, in seconds, taken in turn after one call that is not counted."""
-    for function in functions:
-        jax.block_until_ready(function())
-    times = [[] for _ in functions]  # type: ignore[var-annotated]
-    for _ in range(repeats):
-        for mine, function in zip(times, functions, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            mine.append(time.perf_counter() - start)
-    return [min(mine) for mine in times]
+class Peer(NamedTuple):
+    """Whom jaxclip is measured beside.
+
+    Attributes:
+        name: What it does.
+        run: Does it, or a part of it.
+        whole: How many such parts the whole is.
+        faster: Whether jaxclip's aim is to be that much faster; else to take that much longer at the most.
+        aim: The aim, in words.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    whole: float
+    faster: bool
+    aim: str
+
+
+class Case(NamedTuple):
+    """What is measured: jaxclip's way, and its peers."""
+
+    what: str
+    run: Callable[[], Any]
+    peers: tuple[Peer, ...]
+
+
+def average_precision(random: np.random.Generator) -> list[Case]:
+    """Every pair of direction and concept, beside scikit-learn's call for a pair and numpy's for a direction."""
+    from sklearn.metrics import average_precision_score
+
+    from jaxclip import analysis
+
+    n, d, c, pairs, directions = 60_000, 512, 1200, 3, 4
+    scores = random.standard_normal((n, d), np.float32)
+    labels = broden_like(random, n, c)
+    dense = labels[:, :pairs].toarray()
+    what = f"average_precision, {n:,} × {d} × {c:,}, {100 * labels.nnz / n / c:.1f} % positives"
+    return [
+        Case(
+            what,
+            lambda: analysis.average_precision(scores, labels),
+            (
+                Peer(
+                    f"scikit-learn for each pair (from {pairs})",
+                    lambda: [average_precision_score(dense[:, k], scores[:, 0]) for k in range(pairs)],
+                    d * c / pairs,
+                    True,
+                    "≥ 500",
+                ),
+                Peer(
+                    f"numpy, rank and gather (from {directions} directions)",
+                    lambda: [rank_and_gather(scores[:, i], labels) for i in range(directions)],
+                    d / directions,
+                    True,
+                    "by far",
+                ),
+            ),
+        )
+    ]
+
+
+def prune_sweep(random: np.random.Generator) -> list[Case]:
+    """All fractions, beside one classification."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxclip import analysis
+    from jaxclip.analysis.rows import BLOCK, EXACT
+
+    n, d, c, levels = 16_384, 768, 1000, 101
+    W, h = random.standard_normal((c, d), np.float32), random.standard_normal((n, d), np.float32)
+    labels = random.integers(0, c, n)
+    ranked = analysis.privileged_directions(W, h)
+
+    @jax.jit
+    def right(h: jax.Array, W: jax.Array, labels: jax.Array) -> jax.Array:
+        return (jnp.matmul(h, W.T, precision=EXACT).argmax(1) == labels).sum()
+
+    def classify() -> list[jax.Array]:
+        return jax.block_until_ready([right(h[i : i + BLOCK], W, labels[i : i + BLOCK]) for i in range(0, n, BLOCK)])
+
+    return [
+        Case(
+            f"prune_sweep, {levels} fractions, {n:,} × {d}, {c:,} classes",
+            lambda: analysis.prune_sweep(W, h, labels, np.linspace(0, 1, levels), ranked),
+            (Peer("one full classification", classify, 1, False, "< 3"),),
+        )
+    ]
+
+
+def moments(random: np.random.Generator) -> list[Case]:
+    """Kurtosis beside the bandwidth of memory, CKA beside its matrix products."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxclip import analysis
+    from jaxclip.analysis.rows import BLOCK, EXACT
+
+    n, d, pairs = 50_000, 768, 16_384
+    h = random.standard_normal((n, d), np.float32)
+    on_device = jnp.asarray(h)
+    copy = jax.jit(lambda h: h + 1)
+    a, b = h[:pairs], h[pairs : 2 * pairs]
+    products = jax.jit(lambda a, b: [jnp.matmul(x.T, y, precision=EXACT) for x, y in ((a, a), (a, b), (b, b))])
+    peer = Peer("reading and writing h once", lambda: jax.block_until_ready(copy(on_device)), 1, False, "≤ 2")
+    return [
+        Case(
+            f"activation_kurtosis, {n:,} × {d}", lambda: jax.block_until_ready(analysis.activation_kurtosis(h)), (peer,)
+        ),
+        Case(
+            f"ActivationStats (kurtosis and outliers), {n:,} × {d}",
+            lambda: analysis.ActivationStats.empty(d).update(h).result(),
+            (peer,),
+        ),
+        Case(
+            f"LinearCKA moments, {pairs:,} × {d} twice",
+            lambda: analysis.LinearCKA.empty(d, d).update(a, b),
+            (
+                Peer(
+                    "the same matrix products",
+                    lambda: jax.block_until_ready(
+                        [products(a[i : i + BLOCK], b[i : i + BLOCK]) for i in range(0, pairs, BLOCK)]
+                    ),
+                    1,
+                    False,
+                    "≤ 2",
+                ),
+            ),
+        ),
+    ]
+
+
+def everything(random: np.random.Generator) -> list[Case]:
+    """Every analysis of one model, compilation included where it is not cached: no peer."""
+    import jax
+
+    from jaxclip import analysis
+
+    n, d, c = 50_000, 768, 1000
+    W, h = random.standard_normal((c, d), np.float32), random.standard_normal((n, d), np.float32)
+    shifts = [h[:m] for m in (10_000, 30_000, n, 18_574, 7500)]
+    broden = random.standard_normal((60_000, d), np.float32)
+    concepts = broden_like(random, len(broden), 1200)
+
+    def run() -> None:
+        analysis.ActivationStats.empty(d).update(h).result()
+        ranked = analysis.privileged_directions(W, h)
+        for data in (h, *shifts):
+            analysis.prune_sweep(W, data, np.zeros(len(data), int), np.linspace(0, 1, 101), ranked)
+        analysis.LinearCKA.empty(d, d).update(h, h).result()
+        analysis.concept_counts(broden, concepts, ranked.directions, key=jax.random.key(0))
+
+    return [Case(f"all of one model: {n:,} × {d}, five shifts, {len(broden):,} pictures of 1,200 concepts", run, ())]
+
+
+CASES: dict[str, Callable[[np.random.Generator], list[Case]]] = {
+    "average_precision": average_precision,
+    "prune_sweep": prune_sweep,
+    "moments": moments,
+    "everything": everything,
+}
+
+
+def measure(label: str) -> dict[str, Any]:
+    """Seconds of jaxclip and of its peers, in turn, in a process of their own."""
+    return alone(_measure, label)
+
+
+def _measure(label: str) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for case in CASES[label](np.random.default_rng(0)):
+        runs = {"jaxclip": _timed(case.run, 1)} | {peer.name: _timed(peer.run, peer.whole) for peer in case.peers}
+        if case.peers:
+            for run in runs.values():
+                run()
+        times = take_turns(runs, seconds=0, least=TURNS if case.peers else 1)
+        peers = [{"name": p.name, "faster": p.faster, "aim": p.aim, "seconds": times[p.name]} for p in case.peers]
+        rows.append({"what": case.what, "seconds": times["jaxclip"], "peers": peers})
+    return {"rows": rows, "peak memory bytes": peak_memory()}
+
+
+def _timed(run: Callable[[], Any], whole: float) -> Callable[[], Turn]:
+    def timed() -> Turn:
+        start = time.perf_counter()
+        run()
+        return Turn(whole * (time.perf_counter() - start), None)
+
+    return timed
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The Markdown table of all results."""
+    lines = ["| what | jaxclip, s | beside | its s | ratio | aim |", "| --- | --- | --- | --- | --- | --- |"]
+    for result in results.values():
+        for row in result["rows"]:
+            mine = f"| {row['what']} | {median(row['seconds']):.3g} "
+            if not row["peers"]:
+                lines.append(mine + "| – | – | – | < 120 s |")
+            for peer in row["peers"]:
+                times = ratio(row["seconds"], peer["seconds"])
+                compared = f"{times:.3g} times as fast" if peer["faster"] else f"{1 / times:.2f} times its time"
+                lines.append(mine + f"| {peer['name']} | {median(peer['seconds']):.3g} | {compared} | {peer['aim']} |")
+    if "average_precision" in results:
+        peak = results["average_precision"]["peak memory bytes"] / 1e9
+        lines += ["", f"Peak memory of average precision's process, input and peers included: {peak:.2f} GB (aim < 4)."]
+    return "\n".join(lines)
 
 
 def broden_like(random: np.random.Generator, images: int, concepts: int) -> scipy.sparse.csc_array:
@@ -65,124 +240,3 @@ def rank_and_gather(scores: np.ndarray, labels: scipy.sparse.csc_array) -> float
         mine = np.sort(rank[labels.indices[labels.indptr[c] : labels.indptr[c + 1]]])
         total += float(np.mean(np.arange(1, len(mine) + 1) / mine))
     return total
-
-
-def bench_average_precision(random: np.random.Generator, repeats: int) -> list[Row]:
-    n, d, c = 60_000, 512, 1200
-    scores = random.standard_normal((n, d), np.float32)
-    labels = broden_like(random, n, c)
-    dense = labels[:, :3].toarray()
-
-    def sklearn() -> None:
-        for k in range(3):
-            average_precision_score(dense[:, k], scores[:, 0])
-
-    # Two directions of numpy and three pairs of scikit-learn stand for all, which would take hours.
-    ours, numpy, peer = fastest(
-        repeats,
-        lambda: average_precision(scores, labels),
-        lambda: [rank_and_gather(scores[:, i], labels) for i in range(2)],
-        sklearn,
-    )
-    what = f"average_precision, {n:,} × {d} × {c:,}, {100 * labels.nnz / n / c:.1f} % positives"
-    by_sklearn, by_numpy = peer / 3 * d * c, numpy / 2 * d
-    return [
-        (what, ours, "scikit-learn per pair (from 3 pairs)", by_sklearn, by_sklearn / ours, "≥ 500 times faster"),
-        (what, ours, "numpy rank-and-gather (from 2 directions)", by_numpy, by_numpy / ours, "faster by far"),
-    ]
-
-
-def bench_prune(random: np.random.Generator, repeats: int) -> list[Row]:
-    n, d, c = 16_384, 768, 1000
-    W = random.standard_normal((c, d), np.float32)
-    h = random.standard_normal((n, d), np.float32)
-    labels = random.integers(0, c, n)
-    ranked = privileged_directions(W, h)
-    fractions = np.linspace(0, 1, 101)
-
-    @jax.jit
-    def correct(h: jax.Array, W: jax.Array, labels: jax.Array) -> jax.Array:
-        return (jnp.matmul(h, W.T, precision=EXACT).argmax(1) == labels).sum()
-
-    def classify() -> list[jax.Array]:
-        return [correct(h[i : i + BLOCK], W, labels[i : i + BLOCK]) for i in range(0, n, BLOCK)]
-
-    ours, once = fastest(repeats, lambda: prune_sweep(W, h, labels, fractions, ranked), classify)
-    what = f"prune_sweep, 101 fractions, {n:,} × {d}, {c:,} classes"
-    return [(what, ours, "one full classification", once, ours / once, "< 3 times its time")]
-
-
-def bench_moments(random: np.random.Generator, repeats: int) -> list[Row]:
-    n, d = 50_000, 768
-    h = random.standard_normal((n, d), np.float32)
-    on_device = jnp.asarray(h)
-    copy = jax.jit(lambda h: h + 1)
-    read = jax.jit(lambda h: lax.reduce_max(h, axes=(0,)))
-    kurtosis, copied, once = fastest(
-        repeats, lambda: activation_kurtosis(h), lambda: copy(on_device), lambda: read(on_device)
-    )
-    stats = fastest(repeats, lambda: ActivationStats.empty(d).update(h).result())[0]
-    size = f"{n:,} × {d}"
-    rows: list[Row] = [
-        (f"activation_kurtosis, {size}", kurtosis, "read and write h once", copied, kurtosis / copied, "≤ 2 times"),
-        (f"activation_kurtosis, {size}", kurtosis, "read h once", once, kurtosis / once, "≤ 2 times"),
-        (f"ActivationStats (kurtosis and outliers), {size}", stats, "read h once", once, stats / once, "-"),
-    ]
-    n = 16_384
-    a, b = h[:n], h[n : 2 * n]
-    product = jax.jit(lambda a, b: (jnp.matmul(a.T, a, precision=EXACT), jnp.matmul(a.T, b, precision=EXACT), b.T @ b))
-
-    def gemm() -> list[Any]:
-        return [product(a[i : i + BLOCK], b[i : i + BLOCK]) for i in range(0, n, BLOCK)]
-
-    ours, limit = fastest(repeats, lambda: LinearCKA.empty(d, d).update(a, b), gemm)
-    rows.append(
-        (f"LinearCKA moments, {n:,} × {d} twice", ours, "the same matrix products", limit, ours / limit, "≤ 2 times")
-    )
-    return rows
-
-
-def bench_all(random: np.random.Generator) -> list[Row]:
-    """Every analysis of one model, once and with compilation: its own limit, no peer."""
-    n, d, c = 50_000, 768, 1000
-    W, h = random.standard_normal((c, d), np.float32), random.standard_normal((n, d), np.float32)
-    shifts = [h[:m] for m in (10_000, 30_000, n, 18_574, 7500)]
-    broden = random.standard_normal((60_000, d), np.float32)
-    concepts = broden_like(random, len(broden), 1200)
-    start, start_cpu = time.perf_counter(), time.process_time()
-    ActivationStats.empty(d).update(h).result()
-    ranked = privileged_directions(W, h)
-    for data in (h, *shifts):
-        prune_sweep(W, data, np.zeros(len(data), int), np.linspace(0, 1, 101), ranked)
-    LinearCKA.empty(d, d).update(h, h).result()
-    before = time.perf_counter() - start
-    concept_counts(broden, concepts, ranked.directions, key=jax.random.key(0))
-    spent, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    counts = f"of which concept_counts with both baselines {spent - before:.0f} s"
-    what = f"all analyses of one model ({cpu:.0f} s of processor time), {counts}"
-    return [(what, spent, "a limit", 120.0, 120 / spent, "under 2 minutes")]
-
-
-def main(repeats: int = 3) -> None:
-    """Run all, and print the table.
-
-    Args:
-        repeats: How often each contestant runs.
-    """
-    random = np.random.default_rng(0)
-    device = jax.devices()[0]
-    load = os.getloadavg()[0]
-    print(f"{device.device_kind} ({device.platform}), {os.cpu_count()} cores, load {load:.1f}; random input\n")
-    print("| what | jaxclip (s) | beside | its time (s) | ratio | target |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for bench in (bench_average_precision, bench_prune, bench_moments, bench_all):
-        rows = bench(random) if bench is bench_all else bench(random, repeats)  # type: ignore[operator, arg-type, call-arg]
-        for what, ours, peer, theirs, ratio, target in rows:
-            print(f"| {what} | {ours:.3g} | {peer} | {theirs:.3g} | {ratio:.2f} | {target} |", flush=True)
-        if bench is bench_average_precision:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            print(f"| peak memory of the process so far | {peak:.2f} GB | - | - | - | < 4 GB |", flush=True)
-
-
-if __name__ == "__main__":
-    tyro.cli(main)

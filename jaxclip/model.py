@@ -1,10 +1,8 @@
 """A checkpoint, ready to use: encode images and text, preprocess pictures, tokenize sentences."""
 
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +15,9 @@ from jaxclip import checkpoint
 from jaxclip.config import ModelConfig, Preprocess
 from jaxclip.errors import InputError
 from jaxclip.models import clip
+from jaxclip.models.layers import PICTURES, apart, together
 from jaxclip.models.vit import ViT
 from jaxclip.preprocess import normalize, preprocess
-
-PICTURES, TOKENS = 16, 1600
-"""What a CPU encodes at once, at the most (``benchmarks/NOTES.md``): activations of more do not stay in its caches."""
 
 
 class Model:
@@ -160,23 +156,12 @@ def _representation(
             h, kept = module.encode_image(images.astype(dtype), layers)
         return h.astype(jnp.float32), [a.astype(jnp.float32) for a in kept]
 
-    most = PICTURES
-    if isinstance(module.vision, ViT):
-        most = min(most, max(1, TOKENS * module.vision.cfg.patch_size**2 // math.prod(images.shape[1:3])))
-    return jax.lax.platform_dependent(images, cpu=functools.partial(_by_parts, encode, most), default=encode)
+    def in_parts(images: Array) -> tuple[Array, list[Array]]:
+        return jax.tree.map(together, jax.lax.map(encode, apart(images, PICTURES)))
 
-
-def _by_parts(encode: Callable[[Array], Any], most: int, images: Array) -> Any:
-    """``encode`` of so many pictures at a time, or of a few less, as the batch divides.
-
-    A part is every k-th picture, so that each of several devices has some of it.
-    """
-    n = len(images)
-    size = max(size for size in range(1, min(most, n) + 1) if n % size == 0)
-    if size == n:
+    if isinstance(module.vision, ViT):  # which takes its blocks in parts
         return encode(images)
-    parts = images.reshape(size, n // size, *images.shape[1:]).swapaxes(0, 1)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(n, *x.shape[2:]), jax.lax.map(encode, parts))
+    return jax.lax.platform_dependent(images, cpu=in_parts, default=encode)
 
 
 def _text(graph: nnx.GraphDef, dtype: jnp.dtype, params: nnx.State, tokens: Array) -> Float[Array, "n d"]:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks import encoders, end_to_end, scaling, training
-from benchmarks.__main__ import tables
+from benchmarks import scaling
+from benchmarks.__main__ import SUITES, tables
 from benchmarks.contest import Turn, process, ratio, take_turns
 from benchmarks.flops import flops
 from jaxclip import config
@@ -131,17 +131,35 @@ def test_tables_say_what_was_measured() -> None:
                     "seconds": {"jaxclip": [1.0], "PyTorch": [1.5]},
                 }
             },
+            "analysis": {
+                "prune_sweep": {
+                    "machine": "another", "peak memory bytes": 1e9,
+                    "rows": [
+                        {"what": "all", "seconds": [90.0], "peers": []},
+                        {
+                            "what": "pruning", "seconds": [2.0, 2.2, 8.0],
+                            "peers": [
+                                {"name": "classifying", "faster": False, "aim": "< 3", "seconds": [1.0, 1.0, 1.0]},
+                                {"name": "by hand", "faster": True, "aim": "by far", "seconds": [20.0, 22.0, 40.0]},
+                            ],
+                        },
+                    ],
+                }
+            },
         }
     )  # fmt: skip
     assert "batch 32, on the same pictures (a made-up machine):" in text
     assert "| ViT-B/16 | 16 | 8 | 10.7 | 1.50 | 90% | 1.0 (2.0) GB | 1.2 (40) s | 5 (7) s |" in text
     assert "| ViT-B/32 | 50 s | 60 s | 1.20 |" in text
+    assert "| all | 90 | – | – | – | < 120 s |" in text
+    assert "| pruning | 2.2 | classifying | 1 | 2.20 times its time | < 3 |" in text
+    assert "| pruning | 2.2 | by hand | 22 | 10 times as fast | by far |" in text
     assert "| ResNet-50, batch 8 | 8 | 5.33 | 1.50 | 1.0 (2.0) GB |" in text
     assert "Scaling" not in text, "a table of nothing"
 
 
 def test_suites_have_what_the_command_needs() -> None:
-    for suite in (encoders, end_to_end, training, scaling):
+    for suite in SUITES.values():
         assert suite.CASES and suite.TITLE and callable(suite.measure) and callable(suite.table)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxclip import config
-from jaxclip.models import clip
+from jaxclip import config, model
+from jaxclip.models import clip, layers, transformer
 from jaxclip.models.convolutions import conv
 from jaxclip.models.layers import BatchNorm, interpolate_positions
 from jaxclip.models.resnet import max_pool
@@ -72,6 +72,33 @@ def test_scan_runs_every_block_once_and_in_order(depth: int) -> None:
     np.testing.assert_allclose(last, outputs[depth], rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(kept[0], outputs[3], rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(kept[1], outputs[1], rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 7, 12])
+@pytest.mark.parametrize("vision", [TINY, config.ResNet(32, (1, 1), 8, block="basic")], ids=["vit", "resnet"])
+def test_a_batch_is_encoded_as_its_pictures_alone(
+    vision: config.Vision, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever parts a CPU takes it, with intermediate activations: none is left out and none changes its place."""
+    for module in (layers, transformer, model):
+        monkeypatch.setattr(module, "PICTURES", 4)
+    one = model.Model(config.ModelConfig("tiny", vision, PIXELS, TEXT), build(vision))
+    images = np.random.default_rng(1).normal(size=(n, 32, 32, 3)).astype(np.float32)
+    h, kept = one.encode_image(images, (2, 1))
+    alone = [one.encode_image(picture[None], (2, 1)) for picture in images]
+    np.testing.assert_allclose(h, np.concatenate([h for h, _ in alone]), rtol=1e-4, atol=1e-4)
+    for i in range(2):
+        np.testing.assert_allclose(kept[i], np.concatenate([k[i] for _, k in alone]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 5, 12])
+def test_parts_of_a_batch(n: int) -> None:
+    """Equal, at most as large as asked, as few as can be; put together they are the batch."""
+    x = jnp.arange(3 * n).reshape(n, 3)
+    parts = layers.apart(x, 4)
+    assert parts.shape == {1: (1, 1, 3), 5: (5, 1, 3), 12: (3, 4, 3)}[n]
+    np.testing.assert_array_equal(layers.together(parts), x)
+    assert parts[0, -1, 0] == x[(parts.shape[1] - 1) * len(parts), 0], "a part is not every k-th"
 
 
 @pytest.mark.parametrize("stride", [1, 2])

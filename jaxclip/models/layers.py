@@ -17,6 +17,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+PICTURES = 16
+"""What a CPU encodes at once, at the most (``benchmarks/NOTES.md``): activations of more do not stay in its caches."""
+
+
 class Linear(nnx.Linear):
     """``x @ kernel + bias``, in training by :func:`product`.
 
@@ -50,6 +54,20 @@ def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
 
 
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+
+
+def apart(x: Float[Array, "n ..."], most: int) -> Float[Array, "k m ..."]:
+    """A batch in k equal parts of at most ``most``, as large as n divides; :func:`together` is the inverse.
+
+    A part is every k-th of the batch, so that each of several devices has some of it.
+    """
+    size = max(size for size in range(1, min(most, len(x)) + 1) if len(x) % size == 0)
+    return x.reshape(size, len(x) // size, *x.shape[1:]).swapaxes(0, 1)
+
+
+def together(parts: Float[Array, "k m ..."]) -> Float[Array, "n ..."]:
+    """The batch whose parts :func:`apart` gave."""
+    return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
 
 
 def layer_norm(width: int, eps: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxclip.models.layers import ACTIVATIONS, Linear, layer_norm
+from jaxclip.models.layers import ACTIVATIONS, PICTURES, Linear, apart, layer_norm, together
 
 UNROLLED = 6
 """Up to so many blocks are unrolled."""
+TOKENS = 1600
+"""Of a batch, what a CPU computes at once in evaluation, at the most (``benchmarks/NOTES.md``)."""
 
 
 def attention(
@@ -78,7 +80,8 @@ class Transformer(nnx.Module):
     """``depth`` blocks whose parameters are stacked along a leading axis, run by one ``jax.lax.scan``.
 
     One block is compiled, whatever the depth; only a few (``UNROLLED``) are compiled one by one, as XLA's CPU backend
-    then trains them a third faster. ``remat`` recomputes each block's activations in the backward pass.
+    then trains them a third faster. ``remat`` recomputes each block's activations in the backward pass. In evaluation
+    on a CPU, each block takes a large batch in parts, whose activations stay in the caches.
     """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_width: int, *, remat: bool, rngs: nnx.Rngs, **block):
@@ -102,19 +105,30 @@ class Transformer(nnx.Module):
         Returns:
             The last block's output, and the kept outputs in the order of ``layers``. Only these are held in memory.
         """
+        at_once = len(x) if not self.blocks.qkv.deterministic else min(PICTURES, max(1, TOKENS // x.shape[1]))
+        run = functools.partial(self._run, tuple(layers))
+        return jax.lax.platform_dependent(
+            x, cpu=functools.partial(run, at_once), default=functools.partial(run, len(x))
+        )
+
+    def _run(
+        self, layers: tuple[int, ...], at_once: int, x: Float[Array, "n t w"]
+    ) -> tuple[Float[Array, "n t w"], Float[Array, "l n t w"]]:
         graph, stacked = nnx.split(self.blocks)
         slots = jnp.array([layers.index(i) if i in layers else len(layers) for i in range(1, self.depth + 1)])
 
         def step(carry, inputs):
             x, kept = carry
             block, slot = inputs
-            x = nnx.merge(graph, block)(x)
+            one = nnx.merge(graph, block)
+            x = one(x[0])[None] if len(x) == 1 else jax.lax.map(one, x)
             if layers:
                 kept = kept.at[slot].set(x, mode="drop")  # the slot past the end is for the blocks not asked for
             return (x, kept), None
 
         step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        x = apart(x, at_once)
         kept = jnp.zeros((len(layers), *x.shape), x.dtype)
         unroll = self.depth if self.depth <= UNROLLED else 1
         (x, kept), _ = jax.lax.scan(step, (x, kept), (stacked, slots), unroll=unroll)
-        return x, kept
+        return together(x), jax.vmap(together)(kept)
