@@ -214,7 +214,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 lines.append(mine + "| – | – | – | < 120 s |")
             for peer in row["peers"]:
                 times = ratio(row["seconds"], peer["seconds"])
-                compared = f"{times:.3g} times as fast" if peer["faster"] else f"{1 / times:.2f} times its time"
+                compared = f"{times:,.1f} times as fast" if peer["faster"] else f"{1 / times:.2f} times its time"
                 lines.append(mine + f"| {peer['name']} | {median(peer['seconds']):.3g} | {compared} | {peer['aim']} |")
     if "average_precision" in results:
         peak = results["average_precision"]["peak memory bytes"] / 1e9

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxclip.analysis.rows import BLOCK, AnyArray, check_finite, matrix, row_slices, side_by_side
+from jaxclip.analysis.rows import AnyArray, check_finite, matrix, row_slices, side_by_side
 from jaxclip.errors import InputError
 
 
@@ -72,7 +72,7 @@ def activation_kurtosis(h: Float[AnyArray, "n d"]) -> Float[Array, " n"]:
         _check(h, deviation, rows)
         return kurtosis
 
-    return jnp.concatenate(list(side_by_side(of_rows, _slices(h))))
+    return jnp.concatenate(list(side_by_side(of_rows, row_slices(h))))
 
 
 def outlier_features(h: Float[AnyArray, "n d"], threshold: float = 6.0) -> OutlierFeatures:
@@ -132,7 +132,7 @@ class ActivationStats:
             InputError: As :func:`activation_kurtosis`; or the number of features differs.
         """
         h = matrix("h", h, len(self.sum_abs))
-        parts = side_by_side(lambda rows: _of_rows(h, rows, self.threshold), _slices(h))
+        parts = side_by_side(lambda rows: _of_rows(h, rows, self.threshold), row_slices(h))
         return functools.reduce(ActivationStats.merge, parts, self)
 
     def merge(self, other: "ActivationStats") -> "ActivationStats":
@@ -171,11 +171,6 @@ class ActivationStats:
             constant=self.images - self.defined,
             outliers=outliers,
         )
-
-
-def _slices(h: AnyArray) -> list[slice]:
-    """The rows in pieces; on a CPU, in pieces that stay in the cache of a core."""
-    return row_slices(h, 512 if jax.default_backend() == "cpu" else BLOCK)
 
 
 def _of_rows(h: AnyArray, rows: slice, threshold: float) -> ActivationStats:

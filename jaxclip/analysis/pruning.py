@@ -1,6 +1,5 @@
 """Pruning the head: accuracy as its least important directions are set to 0, all shares in one computation."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxclip.analysis.directions import Importance, PrivilegedDirections, privileged_directions
-from jaxclip.analysis.rows import BLOCK, EXACT, AnyArray, check_finite, matrix, row_slices, side_by_side, take
+from jaxclip.analysis.rows import (
+    BLOCK,
+    EXACT,
+    AnyArray,
+    all_finite,
+    check_finite,
+    matrix,
+    row_slices,
+    side_by_side,
+    take,
+)
 from jaxclip.errors import InputError
 
 Labels = Int[Any, " n"] | Int[Any, "n k"]
@@ -82,18 +91,20 @@ def prune_sweep(
     steps = np.diff(kept)
     ahead = np.arange(steps.max(initial=0))
     groups = np.where(ahead < steps[:, None], kept[:-1, None] + ahead, r)  # row r is a direction of zeros, to fill up
+    directions, readout = (np.pad(x, ((0, 1), (0, 0))) for x in (directions, readout))
     added = np.concatenate([np.arange(kept[0]), groups.reshape(-1)])
-    arguments = [jnp.asarray(np.pad(x, ((0, 1), (0, 0)))[added], jnp.float32) for x in (directions, readout)]
-    arguments.append(jnp.asarray(predictable))
+    parts = directions[added], readout[: kept[0]].T, readout[groups].swapaxes(1, 2), predictable
+    arguments = [jnp.asarray(x, jnp.float32) for x in parts]
     # On a CPU the running logits of a tile of rows stay in the cache of a core; an accelerator wants large tiles.
-    tile, block_rows = (128, 2048) if jax.default_backend() == "cpu" else (BLOCK, BLOCK)
+    tile = 128 if jax.default_backend() == "cpu" else BLOCK
 
     def count(some: slice) -> np.ndarray:
-        block = jnp.asarray(h[some], jnp.float32)
-        check_finite("h", block, some.start)
-        return np.asarray(_right(block, jnp.asarray(targets[some]), *arguments, groups.shape, rows=tile))
+        found, finite = _right(h[some], targets[some], *arguments, rows=tile)
+        if not finite:
+            check_finite("h", jnp.asarray(h[some], jnp.float32), some.start)
+        return np.asarray(found)
 
-    right = np.sum(list(side_by_side(count, row_slices(h, block_rows))), axis=0)
+    right = np.sum(list(side_by_side(count, row_slices(h))), axis=0)
     if kept[0] == 0:  # the same logits for every image
         right[0] = (targets == predictable.argmax()).any(1).sum()
     return right[level] / h.shape[0]
@@ -128,28 +139,30 @@ def _targets(labels: Labels, images: int, classes: Int[np.ndarray, " s"], count:
     return targets
 
 
-@jax.jit(static_argnames=("steps", "rows"))
+@jax.jit(static_argnames="rows")
 def _right(
-    h: Float[Array, "b d"],
+    h: Float[AnyArray, "b d"],
     targets: Int[Array, "b k"],
     directions: Float[Array, "k0+g*w d"],
-    readout: Float[Array, "k0+g*w c"],
+    readout: Float[Array, "c k0"],
+    readout_of_steps: Float[Array, "g c w"],
     bias: Float[Array, " c"],
-    steps: tuple[int, int],
     rows: int,
-) -> Int[Array, " g+1"]:
-    """How many rows are right with the first k0 directions, and after each of g ``steps`` that add w directions."""
+) -> tuple[Int[Array, " g+1"], Bool[Array, ""]]:
+    """How many rows are right with the first k0 directions, and after each of g steps that add w more; and
+    whether all of ``h`` is finite.
+    """  # noqa: D205
+    h = h.astype(jnp.float32)
+    finite = all_finite(h)
     padding = -len(h) % rows
     h = jnp.pad(h, ((0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, padding), (0, 0)), constant_values=-1)
-    tiles = len(h) // rows
-    first, classes = len(readout) - math.prod(steps), len(bias)
-    coefficients = jnp.matmul(directions, h.T, precision=EXACT).reshape(len(directions), tiles, rows)
-    readout_of_steps = readout[first:].reshape(*steps, classes).swapaxes(1, 2)
+    tiles, first = len(h) // rows, readout.shape[1]
 
     def tile(args: tuple[Array, Array]) -> Array:
         # Classes first: a CPU takes their maximum, and a few directions' product, a tenth faster than rows first.
-        coefficients, targets = args
+        h, targets = args
+        coefficients = jnp.matmul(directions, h.T, precision=EXACT)
         # By numbers in the flat tile: `take_along_axis` takes as long as the products.
         places = jnp.maximum(targets.T, 0) * rows + jnp.arange(rows)
 
@@ -161,9 +174,10 @@ def _right(
             logits = logits + jnp.matmul(step[1], step[0], precision=EXACT)
             return logits, right(logits)
 
-        logits = bias[:, None] + jnp.matmul(readout[:first].T, coefficients[:first], precision=EXACT)
-        of_steps = coefficients[first:].reshape(*steps, rows)
+        logits = bias[:, None] + jnp.matmul(readout, coefficients[:first], precision=EXACT)
+        of_steps = coefficients[first:].reshape(*readout_of_steps.shape[::2], rows)
         later = lax.scan(add, logits, (of_steps, readout_of_steps))[1]
         return jnp.concatenate([right(logits)[None], later]).sum(1)
 
-    return lax.map(tile, (coefficients.swapaxes(0, 1), targets.reshape(tiles, rows, -1))).sum(0)
+    found = lax.map(tile, (h.reshape(tiles, rows, -1), targets.reshape(tiles, rows, -1)))
+    return found.sum(0), finite

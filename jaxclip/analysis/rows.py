@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxclip.errors import InputError
 
@@ -76,11 +76,12 @@ def take(values: Array, indices: Int[Array, "..."]) -> Array:
 
 def check_finite(name: str, x: Float[Array, "n d"], first_row: int = 0) -> None:
     """Raises InputError that names the first row with a NaN or an infinity; ``first_row`` is the number of row 0."""
-    if not _all_finite(x):
+    if not all_finite(x):
         row = int(np.flatnonzero(~np.isfinite(np.asarray(x)).all(1))[0])
         raise InputError(f"{name}: row {first_row + row} has a NaN or infinite value; mend or leave out that row")
 
 
 @jax.jit
-def _all_finite(x: Array) -> Array:
+def all_finite(x: Float[Array, "n d"]) -> Bool[Array, ""]:
+    """Whether no number is NaN or infinite."""
     return jnp.isfinite(jnp.abs(x).max(0)).all()  # NaN is the maximum of all: on a CPU 10 times as fast as the obvious
