@@ -49,9 +49,17 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
     for suite, module in SUITES.items():
         done = {label: results[suite][label] for label in module.CASES if label in results.get(suite, {})}
         if done:
-            machines = "; ".join(dict.fromkeys(result["machine"] for result in done.values()))
+            machines = _machines([result["machine"] for result in done.values()])
             parts.append(f"{module.TITLE} ({machines}):\n\n{module.table(done)}")
     return "\n\n".join(parts)
+
+
+def _machines(names: list[str]) -> str:
+    """Each machine once, with the least and the most of its loads."""
+    loads: dict[str, list[float]] = {}
+    for machine, _, load in (name.partition(", load ") for name in names):
+        loads.setdefault(machine, []).extend([float(load)] if load else [])
+    return "; ".join(name + (f", load {min(some)} to {max(some)}" if some else "") for name, some in loads.items())
 
 
 if __name__ == "__main__":

@@ -126,8 +126,12 @@ def test_tables_say_what_was_measured() -> None:
             "encoders": {"ViT-B/16": encoded},
             "end_to_end": {"ViT-B/32": {"machine": "another", "seconds": {"jaxclip": [50.0], "PyTorch": [60.0]}}},
             "training": {
+                "CLIP ViT-B/32, batch 16": {
+                    "machine": "another, load 2.5", "batch": 16, "peak memory bytes": bytes_,
+                    "seconds": {"jaxclip": [2.0], "PyTorch": [1.0]},
+                },
                 "ResNet-50, batch 8": {
-                    "machine": "another", "batch": 8, "peak memory bytes": bytes_,
+                    "machine": "another, load 1.5", "batch": 8, "peak memory bytes": bytes_,
                     "seconds": {"jaxclip": [1.0], "PyTorch": [1.5]},
                 }
             },
@@ -154,6 +158,7 @@ def test_tables_say_what_was_measured() -> None:
     assert "| all | 90 | – | – | – | < 120 s |" in text
     assert "| pruning | 2.2 | classifying | 1 | 2.20 times its time | < 3 |" in text
     assert "| pruning | 2.2 | by hand | 22 | 10.0 times as fast | by far |" in text
+    assert "float32 (another, load 1.5 to 2.5):" in text
     assert "| ResNet-50, batch 8 | 8 | 5.33 | 1.50 | 1.0 (2.0) GB |" in text
     assert "Scaling" not in text, "a table of nothing"
 
