@@ -57,8 +57,8 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
 def _machines(names: list[str]) -> str:
     """Each machine once, with the least and the most of its loads."""
     loads: dict[str, list[float]] = {}
-    for machine, _, load in (name.partition(", load ") for name in names):
-        loads.setdefault(machine, []).extend([float(load)] if load else [])
+    for name, _, load in (name.partition(", load ") for name in names):
+        loads.setdefault(name, []).extend([float(load)] if load else [])
     return "; ".join(name + (f", load {min(some)} to {max(some)}" if some else "") for name, some in loads.items())
 
 

@@ -126,7 +126,7 @@ def moments(random: np.random.Generator) -> list[Case]:
         Case(
             f"ActivationStats (kurtosis and outliers), {n:,} × {d}",
             lambda: analysis.ActivationStats.empty(d).update(h).result(),
-            (peer,),
+            (peer._replace(aim="–"),),
         ),
         Case(
             f"LinearCKA moments, {pairs:,} × {d} twice",
