@@ -59,7 +59,8 @@ def _machines(names: list[str]) -> str:
     loads: dict[str, list[float]] = {}
     for name, _, load in (name.partition(", load ") for name in names):
         loads.setdefault(name, []).extend([float(load)] if load else [])
-    return "; ".join(name + (f", load {min(some)} to {max(some)}" if some else "") for name, some in loads.items())
+    spread = {name: " to ".join(map(str, sorted({min(some), max(some)}))) for name, some in loads.items() if some}
+    return "; ".join(f"{name}, load {spread[name]}" if name in spread else name for name in loads)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from jaxclip import checkpoint
 from jaxclip.config import ModelConfig, Preprocess
 from jaxclip.errors import InputError
 from jaxclip.models import clip
-from jaxclip.models.layers import PICTURES, apart, together
+from jaxclip.models.layers import PICTURES, apart, each_part, together
 from jaxclip.models.vit import ViT
 from jaxclip.preprocess import normalize, preprocess
 
@@ -157,7 +157,7 @@ def _representation(
         return h.astype(jnp.float32), [a.astype(jnp.float32) for a in kept]
 
     def in_parts(images: Array) -> tuple[Array, list[Array]]:
-        return jax.tree.map(together, jax.lax.map(encode, apart(images, PICTURES)))
+        return jax.tree.map(together, each_part(encode, apart(images, PICTURES)))
 
     if isinstance(module.vision, ViT):  # which takes its blocks in parts
         return encode(images)

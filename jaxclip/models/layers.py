@@ -65,6 +65,13 @@ def apart(x: Float[Array, "n ..."], most: int) -> Float[Array, "k m ..."]:
     return x.reshape(size, len(x) // size, *x.shape[1:]).swapaxes(0, 1)
 
 
+def each_part(function: Callable[[Array], Any], parts: Float[Array, "k m ..."]) -> Any:
+    """``function`` of every part of :func:`apart`, one after the other; without a loop where there is one part."""
+    if len(parts) == 1:
+        return jax.tree.map(lambda x: x[None], function(parts[0]))
+    return jax.lax.map(function, parts)
+
+
 def together(parts: Float[Array, "k m ..."]) -> Float[Array, "n ..."]:
     """The batch whose parts :func:`apart` gave."""
     return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxclip.models.layers import ACTIVATIONS, PICTURES, Linear, apart, layer_norm, together
+from jaxclip.models.layers import ACTIVATIONS, PICTURES, Linear, apart, each_part, layer_norm, together
 
 UNROLLED = 6
 """Up to so many blocks are unrolled."""
@@ -120,8 +120,7 @@ class Transformer(nnx.Module):
         def step(carry, inputs):
             x, kept = carry
             block, slot = inputs
-            one = nnx.merge(graph, block)
-            x = one(x[0])[None] if len(x) == 1 else jax.lax.map(one, x)
+            x = each_part(nnx.merge(graph, block), x)
             if layers:
                 kept = kept.at[slot].set(x, mode="drop")  # the slot past the end is for the blocks not asked for
             return (x, kept), None
