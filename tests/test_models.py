@@ -1,6 +1,8 @@
 """The towers: what they compute beside what their definition says, whatever the weights."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +233,46 @@ def test_towers_take_another_resolution(images: jax.Array) -> None:
         tower = build(vision).vision
         h = run(tower, large)[0]
         assert h.shape == (3, clip.representation_size(vision)) and jnp.isfinite(h).all()
+
+
+@pytest.mark.parametrize("tokens", [7, transformer.QUERIES, 2 * transformer.QUERIES + 3])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_and_its_gradients_are_jaxs(tokens: int, causal: bool) -> None:
+    """A CPU takes the queries in blocks and divides late; both would be wrong at a block's edge or a large logit."""
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (jnp.asarray(rng.normal(0, 4, (2, tokens, 3, 8)), jnp.float32) for _ in range(4))
+
+    def total(attention: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
+        return jnp.sum(weights * attention(*inputs))
+
+    ours = functools.partial(transformer.attention, causal=causal)
+    oracle = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
+    np.testing.assert_allclose(ours(q, k, v), oracle(q, k, v), atol=3e-5)
+    gradients = [jax.grad(functools.partial(total, a), (0, 1, 2))(q, k, v) for a in (ours, oracle)]
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-4 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "quick_gelu"])
+def test_activations_are_pytorchs(name: str) -> None:
+    """Over the whole range, slopes too; bfloat16 differs by its own rounding of the result alone."""
+    torch = pytest.importorskip("torch")
+    gelu = torch.nn.functional.gelu
+    oracles = {
+        "gelu": gelu,
+        "gelu_tanh": functools.partial(gelu, approximate="tanh"),
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    }
+    x = torch.linspace(-12, 12, 10001, requires_grad=True)
+    y = oracles[name](x)
+    y.sum().backward()
+    ours = jnp.asarray(x.detach().numpy())
+    np.testing.assert_allclose(layers.activate(name, ours), y.detach().numpy(), rtol=1e-6, atol=2e-6)
+    slopes = jax.grad(lambda x: layers.activate(name, x).sum())(ours)
+    np.testing.assert_allclose(slopes, x.grad.numpy(), rtol=1e-5, atol=5e-6)
+    half = ours.astype(jnp.bfloat16)
+    rounded = layers.activate(name, half.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(layers.activate(name, half), rounded)
 
 
 def test_batch_norm_is_pytorchs_in_training_and_evaluation() -> None:

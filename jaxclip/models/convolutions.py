@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxclip.models.layers import product
+from jaxclip.models.layers import multiply, product
 from jaxclip.models.winograd import WIDE, conv3x3, kernel_gradient, picture_gradient
 
 
@@ -39,8 +39,8 @@ class Pointwise(nnx.Conv):
     def __call__(self, inputs: Float[Array, "n H W c"], out_sharding: None = None) -> Float[Array, "n h w e"]:
         """The map of every position, or with a stride of every so many."""
         stride = self.strides[0]  # type: ignore[index]
-        multiply = jnp.matmul if self.deterministic else product
-        return multiply(inputs[:, ::stride, ::stride].astype(self.dtype), self.kernel[0, 0].astype(self.dtype))
+        linear = multiply if self.deterministic else product
+        return linear(inputs[:, ::stride, ::stride].astype(self.dtype), self.kernel[0, 0].astype(self.dtype))
 
 
 class Conv3x3(nnx.Conv):
