@@ -46,7 +46,8 @@ class Pointwise(nnx.Conv):
 class Conv3x3(nnx.Conv):
     """A 3x3 convolution padded by 1, as XLA does it; on a CPU as what is faster there.
 
-    In evaluation, in float32, with stride 1 and many channels: :func:`conv3x3`. In training: :func:`trained`.
+    In evaluation, with stride 1 and many channels: :func:`conv3x3`. In training: :func:`trained`. Both in float32,
+    whatever ``dtype``: so does XLA's CPU backend convolve bfloat16.
     ``deterministic`` is toggled by nnx's ``model.train()`` and ``model.eval()``; a new model is in evaluation mode.
     """
 
@@ -61,7 +62,11 @@ class Conv3x3(nnx.Conv):
         x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if self.deterministic and not _is_wide(stride, kernel):
             return plain(x, kernel)
-        on_cpu = conv3x3 if self.deterministic else functools.partial(trained, stride)
+        convolve = conv3x3 if self.deterministic else functools.partial(trained, stride)
+
+        def on_cpu(x: Array, kernel: Array) -> Array:
+            return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(self.dtype)
+
         return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
@@ -82,7 +87,7 @@ def trained(stride: int, x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c
 
 
 def _is_wide(stride: int, kernel: Float[Array, "3 3 c e"]) -> bool:
-    return stride == 1 and min(kernel.shape[2:]) >= WIDE and kernel.dtype == jnp.float32
+    return stride == 1 and min(kernel.shape[2:]) >= WIDE
 
 
 def _trained_forward(stride: int, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
