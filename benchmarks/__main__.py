@@ -7,7 +7,7 @@ from typing import Any
 import tyro
 
 from benchmarks import analysis, encoders, end_to_end, scaling, training
-from benchmarks.contest import machine
+from benchmarks.contest import can_run, machine
 from jaxclip.files import new_file, replace_section
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -28,7 +28,7 @@ def main(only: str = "", readme: bool = True) -> None:
     for suite, module in SUITES.items():
         for label in module.CASES:
             name = f"{suite} {label}"
-            if only not in name or (not only and label in results.get(suite, {})):
+            if not can_run(label) or only not in name or (not only and label in results.get(suite, {})):
                 continue
             print(f"{name} …", flush=True)
             found = {"machine": machine(), **module.measure(label)}

@@ -114,10 +114,26 @@ def forget_peak_memory() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def dtype_of(label: str) -> str:
+    """The type that a case computes in, as its label says."""
+    return "bfloat16" if "bfloat16" in label else "float32"
+
+
+def can_run(label: str) -> bool:
+    """Whether the case is worth while here: without bfloat16 instructions PyTorch takes minutes for a batch."""
+    return dtype_of(label) == "float32" or bool(
+        {"amx_bf16", "avx512_bf16"} & set(_processor().get("flags", "").split())
+    )
+
+
 def machine() -> str:
     """The processor, its cores that this process may use, and how busy it is."""
-    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-    facts = {key.strip(): value.strip() for key, _, value in lines}
+    facts = _processor()
     vectors = next((v for v in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if v in facts.get("flags", "")), "no AVX")
     cores = len(os.sched_getaffinity(0))
     return f"{facts.get('model name', platform.machine())} ({vectors}), {cores} cores, load {os.getloadavg()[0]:.1f}"
+
+
+def _processor() -> dict[str, str]:
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    return {key.strip(): value.strip() for key, _, value in lines}

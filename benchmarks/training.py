@@ -1,4 +1,7 @@
-"""One training step beside PyTorch's: same weights, same pictures, AdamW, the loss of the first step compared."""
+"""One training step beside PyTorch's: same weights, same pictures, AdamW, the loss of the first step compared.
+
+In bfloat16 both compute in bfloat16 where their own rules say so (PyTorch's autocast), and update float32 parameters.
+"""
 
 import contextlib
 import statistics
@@ -9,14 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import Functions, alone, process, ratio, take_turns
+from benchmarks.contest import Functions, alone, dtype_of, process, ratio, take_turns
 from benchmarks.peers import CONVERTED, IMAGES, Peer, make, torch_images, torch_model
 
-TITLE = "One training step (forward, backward, AdamW), float32"
+TITLE = "One training step (forward, backward, AdamW), float32 where nothing else is said"
 CASES: dict[str, Peer] = {
     "CLIP ViT-B/32, batch 16": ("open_clip", "ViT-B-32", "ViT-B-32"),
     "ResNet-50, batch 8": ("torchvision", "resnet50", "resnet50"),
+    "bfloat16, CLIP ViT-B/32, batch 16": ("open_clip", "ViT-B-32", "ViT-B-32"),
+    "bfloat16, ResNet-50, batch 8": ("torchvision", "resnet50", "resnet50"),
 }
+CLOSE = {"float32": 1e-4, "bfloat16": 0.05}
+"""How far the two losses may be apart, relatively."""
 RATE, DECAY, B1, B2, EPS = 1e-4, 0.1, 0.9, 0.98, 1e-6
 SECONDS = 24.0
 
@@ -27,10 +34,10 @@ def measure(label: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
         weights = alone(make, peer, folder, batch)
-        ours = stack.enter_context(process(_jaxclip, folder))
-        theirs = stack.enter_context(process(_torch, peer, weights, folder))
+        ours = stack.enter_context(process(_jaxclip, folder, dtype_of(label)))
+        theirs = stack.enter_context(process(_torch, peer, weights, folder, dtype_of(label)))
         loss, expected = ours("step").value, theirs("step").value
-        if abs(loss / expected - 1) > 1e-4:
+        if abs(loss / expected - 1) > CLOSE[dtype_of(label)]:
             raise AssertionError(f"{label}: the losses are {loss} and {expected}: no fair comparison")
         for step in (ours, theirs):  # the second step of each still takes memory
             step("step")
@@ -64,17 +71,19 @@ def _answers(batch: int, context_length: int = 77, vocabulary: int = 49408) -> t
     return tokens, random.integers(0, 1000, batch)
 
 
-def _jaxclip(folder: Path) -> Functions:
+def _jaxclip(folder: Path, dtype: str) -> Functions:
+    from jaxclip.training.memory import keep_memory
+
+    keep_memory()
     import jax
+    import jax.numpy as jnp
 
     from jaxclip import checkpoint
-    from jaxclip.training.loop import keep_memory
     from jaxclip.training.objectives import Classes, ImageText
     from jaxclip.training.optimizer import Optimizer, make_optimizer
     from jaxclip.training.state import make_step
 
-    keep_memory()
-    config, module = checkpoint.restore(folder / CONVERTED)
+    config, module = checkpoint.restore(folder / CONVERTED, dtype=jnp.dtype(dtype))
     images = np.load(folder / IMAGES)
     tokens, labels = _answers(len(images))
     unchanged = ((0.0,) * 3, (1 / 255,) * 3)  # the pictures are normalised already
@@ -93,7 +102,7 @@ def _jaxclip(folder: Path) -> Functions:
     return {"step": run}
 
 
-def _torch(peer: Peer, weights: Path, folder: Path) -> Functions:
+def _torch(peer: Peer, weights: Path, folder: Path, dtype: str) -> Functions:
     import torch
 
     model = torch_model(peer, weights).train()
@@ -114,7 +123,8 @@ def _torch(peer: Peer, weights: Path, folder: Path) -> Functions:
 
     def run() -> float:
         optimizer.zero_grad()
-        value = loss()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            value = loss()
         value.backward()
         optimizer.step()
         return value.item()

@@ -6,6 +6,11 @@
 skipped where that is there; a training run that was killed goes on from its last checkpoint.
 """
 
+from jaxclip.training.memory import keep_memory
+
+if __name__ == "__main__":
+    keep_memory()
+
 import contextlib
 import dataclasses
 import functools
@@ -35,7 +40,6 @@ from jaxclip.preprocess import decode
 from jaxclip.progress import progress
 from jaxclip.training import runs
 from jaxclip.training.data import Captions
-from jaxclip.training.loop import keep_memory
 from jaxclip.training.recipe import Recipe
 
 COSTS = "seconds.json"
@@ -53,7 +57,6 @@ def main(
         epochs: Only so many, for each training run.
     """
     with studies.exit_on_input_error():
-        keep_memory()
         train_set, test_set = (first(open_tars([data / f"{split}.tar.gz"]), pictures) for split in ("train", "test"))
         test_set = dataclasses.replace(test_set, name=config.REFERENCE)
         recipes = {

@@ -325,14 +325,15 @@ def finetune(
         tensorboard: Write TensorBoard's events too.
         distributed: This is one of several processes, started by srun or on every TPU VM.
     """
+    from jaxclip.training.memory import keep_memory
+
+    keep_memory()
     from jaxclip.datasets import open_source
     from jaxclip.mesh import start_processes
     from jaxclip.training import recipe, runs
-    from jaxclip.training.loop import keep_memory
 
     if distributed:
         start_processes()
-    keep_memory()
     chosen, _ = recipe.read(config)
     written = runs.finetune(
         model,
@@ -394,15 +395,16 @@ def train(
         tensorboard: Write TensorBoard's events too.
         distributed: This is one of several processes, started by srun or on every TPU VM.
     """
+    from jaxclip.training.memory import keep_memory
+
+    keep_memory()
     from jaxclip.datasets import open_source
     from jaxclip.mesh import start_processes
     from jaxclip.training import recipe, runs
     from jaxclip.training.data import open_captions
-    from jaxclip.training.loop import keep_memory
 
     if distributed:
         start_processes()
-    keep_memory()
     chosen, architecture = recipe.read(config)
     if architecture is None:
         raise InputError(f"configuration {config} has no MODEL to train")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks import scaling
+from benchmarks import contest, scaling
 from benchmarks.__main__ import SUITES, tables
 from benchmarks.contest import Turn, process, ratio, take_turns
 from benchmarks.flops import flops
@@ -110,12 +110,13 @@ def test_a_contestant_is_a_process_of_its_own() -> None:
 
 def test_tables_say_what_was_measured() -> None:
     """Rates, ratio and shares from made-up seconds, worked out by hand."""
-    seconds = {"jaxclip": [2.0, 2.0], "PyTorch": [4.0, 4.0], "torch.compile": [3.0, 3.0], "XLA GEMM": [0.1, 0.1]}
+    seconds = {"jaxclip": [2.0, 2.0], "PyTorch": [4.0, 4.0], "torch.compile": [3.0, 3.0], "XLA GEMM": [0.5, 0.5]}
+    seconds["PyTorch GEMM"] = [0.25, 0.25]
     bytes_ = {"jaxclip": 1e9, "PyTorch": 2e9}
     encoded = {
         "machine": "a made-up machine",
         "batch": 32,
-        "flop": int(1.8 * 2048**3 * 20),  # in 2 s, of 2 * 2048**3 in 0.1 s: 90 %
+        "flop": int(1.8 * 2048**3 * 20),  # in 2 s, of 5 times 2 * 2048**3 in 0.5 s: 90 %
         "seconds": seconds,
         "compile seconds": {"jaxclip": 1.25, "PyTorch": 0.0, "torch.compile": 40.0},
         "first batch seconds": {"jaxclip": 5.0, "PyTorch": 7.0},
@@ -123,7 +124,10 @@ def test_tables_say_what_was_measured() -> None:
     }
     text = tables(
         {
-            "encoders": {"ViT-B/16": encoded},
+            "encoders": {
+                "ViT-B/16": encoded,
+                "ViT-B/16, bfloat16": encoded | {"seconds": seconds | {"jaxclip": [0.5, 0.5], "XLA GEMM": [0.05] * 2}},
+            },
             "end_to_end": {"ViT-B/32": {"machine": "another", "seconds": {"jaxclip": [50.0], "PyTorch": [60.0]}}},
             "training": {
                 "CLIP ViT-B/32, batch 16": {
@@ -152,15 +156,25 @@ def test_tables_say_what_was_measured() -> None:
             },
         }
     )  # fmt: skip
-    assert "batch 32, on the same pictures (a made-up machine):" in text
+    assert "float32 where nothing else is said (a made-up machine):" in text
     assert "| ViT-B/16 | 16 | 8 | 10.7 | 1.50 | 90% | 1.0 (2.0) GB | 1.2 (40) s | 5 (7) s |" in text
+    assert "| ViT-B/16, bfloat16 | 64 | 8 | 10.7 | 6.00 | 36% | 1.0" in text
+    assert "float32 172 GFLOP/s in XLA, 344 in PyTorch; bfloat16 1718 GFLOP/s in XLA, 344 in PyTorch." in text
     assert "| ViT-B/32 | 50 s | 60 s | 1.20 |" in text
     assert "| all | 90 | – | – | – | < 120 s |" in text
     assert "| pruning | 2.2 | classifying | 1 | 2.20 times its time | < 3 |" in text
     assert "| pruning | 2.2 | by hand | 22 | 10.0 times as fast | by far |" in text
-    assert "float32 (another, load 1.5 to 2.5):" in text
+    assert "said (another, load 1.5 to 2.5):" in text
     assert "| ResNet-50, batch 8 | 8 | 5.33 | 1.50 | 1.0 (2.0) GB |" in text
     assert "Scaling" not in text, "a table of nothing"
+
+
+def test_what_a_processor_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 only where there are instructions for it: elsewhere PyTorch's side takes minutes."""
+    for flags, able in (("avx2 amx_bf16", True), ("avx512f avx512_bf16", True), ("avx2 avx512f", False), ("", False)):
+        monkeypatch.setattr(contest, "_processor", lambda flags=flags: {"flags": flags})
+        assert contest.can_run("ViT-B/32, bfloat16") is able
+        assert contest.can_run("ViT-B/32")
 
 
 def test_suites_have_what_the_command_needs() -> None:

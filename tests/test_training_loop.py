@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -139,3 +140,29 @@ def test_divergence_names_step_and_pictures(tmp_path: Path) -> None:
     assert caught.value.step == 3 and caught.value.ids == tuple(expected)
     assert "step 2" in str(caught.value), "the message must name the last good checkpoint"
     assert {p.name for p in (tmp_path / loop.CHECKPOINTS).iterdir() if p.name.isdigit()} == {"2"}
+
+
+PAGES = """
+import resource, sys
+if sys.argv[1] == "keep":
+    from jaxclip.training.memory import keep_memory
+    keep_memory()
+import jaxclip.training.loop
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: jnp.cos(x) @ x[:, :8])
+x = jnp.ones((4096, 4096))
+for _ in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(step(x))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
+def test_a_step_takes_no_fresh_memory() -> None:
+    """Its buffer of 64 MB is those of the step before; called after the imports, keep_memory would do nothing."""
+    faults = {}
+    for mode in ("keep", "leave"):
+        process = subprocess.run([sys.executable, "-c", PAGES, mode], check=True, capture_output=True, text=True)
+        faults[mode] = int(process.stdout)
+    assert faults["keep"] < 100 < 10_000 < faults["leave"]

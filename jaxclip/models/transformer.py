@@ -11,8 +11,6 @@ from jaxtyping import Array, Float
 
 from jaxclip.models.layers import PICTURES, Linear, activate, apart, each_part, layer_norm, together
 
-UNROLLED = 6
-"""Up to so many blocks are unrolled."""
 QUERIES = 256
 """Of so many at once XLA's CPU backend computes attention in one loop (``benchmarks/NOTES.md``)."""
 TOKENS = 1600
@@ -95,9 +93,9 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """``depth`` blocks whose parameters are stacked along a leading axis, run by one ``jax.lax.scan``.
 
-    One block is compiled, whatever the depth; only a few (``UNROLLED``) are compiled one by one, as XLA's CPU backend
-    then trains them a third faster. ``remat`` recomputes each block's activations in the backward pass. In evaluation
-    on a CPU, each block takes a large batch in parts, whose activations stay in the caches.
+    One block is compiled, whatever the depth; but in training on a CPU the scan is unrolled, which spares it buffers of
+    zeros and copies. ``remat`` recomputes each block's activations in the backward pass, and keeps the scan. In
+    evaluation on a CPU, each block takes a large batch in parts, whose activations stay in the caches.
     """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_width: int, *, remat: bool, rngs: nnx.Rngs, **block):
@@ -121,14 +119,15 @@ class Transformer(nnx.Module):
         Returns:
             The last block's output, and the kept outputs in the order of ``layers``. Only these are held in memory.
         """
-        at_once = len(x) if not self.blocks.qkv.deterministic else min(PICTURES, max(1, TOKENS // x.shape[1]))
         run = functools.partial(self._run, tuple(layers))
-        return jax.lax.platform_dependent(
-            x, cpu=functools.partial(run, at_once), default=functools.partial(run, len(x))
-        )
+        if self.blocks.qkv.deterministic:
+            on_cpu = functools.partial(run, min(PICTURES, max(1, TOKENS // x.shape[1])), 1)
+        else:
+            on_cpu = functools.partial(run, len(x), 1 if self.remat else self.depth)
+        return jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(run, len(x), 1))
 
     def _run(
-        self, layers: tuple[int, ...], at_once: int, x: Float[Array, "n t w"]
+        self, layers: tuple[int, ...], at_once: int, unroll: int, x: Float[Array, "n t w"]
     ) -> tuple[Float[Array, "n t w"], Float[Array, "l n t w"]]:
         graph, stacked = nnx.split(self.blocks)
         slots = jnp.array([layers.index(i) if i in layers else len(layers) for i in range(1, self.depth + 1)])
@@ -144,6 +143,5 @@ class Transformer(nnx.Module):
         step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
         x = apart(x, at_once)
         kept = jnp.zeros((len(layers), *x.shape), x.dtype)
-        unroll = self.depth if self.depth <= UNROLLED else 1
         (x, kept), _ = jax.lax.scan(step, (x, kept), (stacked, slots), unroll=unroll)
         return together(x), jax.vmap(together)(kept)

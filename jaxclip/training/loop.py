@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import ctypes
 import dataclasses
 import json
 import math
@@ -82,18 +81,6 @@ class Schedule:
 def train_mesh() -> Mesh:
     """All devices of all processes along one axis, over which a batch is shared."""
     return Mesh(np.array(jax.devices()), (AXIS,))
-
-
-def keep_memory() -> None:
-    """Where JAX computes on a CPU under glibc, has this process keep memory that is freed: for programs that train.
-
-    XLA's CPU backend asks for the same buffers at each step, and fresh pages from the system take up to a fifth of it.
-    """
-    if jax.default_backend() == "cpu":
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-                libc.mallopt(option, value)
 
 
 def fit(
