@@ -49,7 +49,8 @@ def multiply(x: Float[Array, "*n c"], kernel: Float[Array, "c e"]) -> Float[Arra
     """``x @ kernel`` in their type, summed in float32.
 
     XLA's CPU backend multiplies bfloat16 by bfloat16 instructions (AMX, AVX-512) only where a float32 result is asked
-    for; else it widens both operands to float32 first.
+    for; else it widens both operands to float32 first. Only rows times columns as they are in memory: where XLA folds a
+    transpose into such a product, it fails when it is run.
     """
     if x.dtype != jnp.bfloat16:
         return x @ kernel
