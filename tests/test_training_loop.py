@@ -151,18 +151,20 @@ import jaxclip.training.loop
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.cos(x) @ x[:, :8])
 x = jnp.ones((4096, 4096))
-for _ in range(8):
+taken = []
+for _ in range(16):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     jax.block_until_ready(step(x))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(taken[5:])[5])
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 def test_a_step_takes_no_fresh_memory() -> None:
-    """Its buffer of 64 MB is those of the step before; called after the imports, keep_memory would do nothing."""
+    """Its buffer of 64 MB is that of a step before; called after the imports, keep_memory would do nothing."""
     faults = {}
     for mode in ("keep", "leave"):
         process = subprocess.run([sys.executable, "-c", PAGES, mode], check=True, capture_output=True, text=True)
         faults[mode] = int(process.stdout)
-    assert faults["keep"] < 100 < 10_000 < faults["leave"]
+    assert faults["keep"] < 8 < 16 < faults["leave"]  # where pages are huge, 64 MB are 32
