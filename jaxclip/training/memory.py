@@ -10,7 +10,7 @@ def keep_memory() -> None:
     XLA's CPU backend frees its buffers after each step and asks for the same again, and fresh pages from the system
     take a tenth of a step (a quarter on a virtual machine whose host takes them back meanwhile). One arena for all
     threads, as others give large buffers back whatever they are told; that is settled when the first thread asks for
-    memory. Where JAX computes elsewhere, the host's own buffers are kept, which costs nothing.
+    memory. Where JAX computes elsewhere, it is the host's own buffers that are kept.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
