@@ -7,7 +7,7 @@ from typing import Any
 import tyro
 
 from benchmarks import analysis, encoders, end_to_end, scaling, training
-from benchmarks.contest import can_run, machine
+from benchmarks.contest import can_run, machine, span
 from jaxclip.files import new_file, replace_section
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -28,7 +28,7 @@ def main(only: str = "", readme: bool = True) -> None:
     for suite, module in SUITES.items():
         for label in module.CASES:
             name = f"{suite} {label}"
-            if not can_run(label) or only not in name or (not only and label in results.get(suite, {})):
+            if only not in name or (not only and label in results.get(suite, {})) or not can_run(label):
                 continue
             print(f"{name} …", flush=True)
             found = {"machine": machine(), **module.measure(label)}
@@ -59,8 +59,7 @@ def _machines(names: list[str]) -> str:
     loads: dict[str, list[float]] = {}
     for name, _, load in (name.partition(", load ") for name in names):
         loads.setdefault(name, []).extend([float(load)] if load else [])
-    spread = {name: " to ".join(map(str, sorted({min(some), max(some)}))) for name, some in loads.items() if some}
-    return "; ".join(f"{name}, load {spread[name]}" if name in spread else name for name in loads)
+    return "; ".join(f"{name}, load {span(some, '.1f')}" if some else name for name, some in loads.items())
 
 
 if __name__ == "__main__":

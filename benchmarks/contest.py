@@ -121,19 +121,27 @@ def dtype_of(label: str) -> str:
 
 def can_run(label: str) -> bool:
     """Whether the case is worth while here: without bfloat16 instructions PyTorch takes minutes for a batch."""
-    return dtype_of(label) == "float32" or bool(
-        {"amx_bf16", "avx512_bf16"} & set(_processor().get("flags", "").split())
-    )
+    return dtype_of(label) == "float32" or _vectors(_processor()).endswith("bf16")
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """The least and the most of some values, or the one that both are."""
+    return " to ".join(dict.fromkeys(format(value, form) for value in (min(values), max(values))))
 
 
 def machine() -> str:
     """The processor, its cores that this process may use, and how busy it is."""
     facts = _processor()
-    vectors = next((v for v in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if v in facts.get("flags", "")), "no AVX")
-    cores = len(os.sched_getaffinity(0))
-    return f"{facts.get('model name', platform.machine())} ({vectors}), {cores} cores, load {os.getloadavg()[0]:.1f}"
+    name, cores = facts.get("model name", platform.machine()), len(os.sched_getaffinity(0))
+    return f"{name} ({_vectors(facts)}), {cores} cores, load {os.getloadavg()[0]:.1f}"
 
 
 def _processor() -> dict[str, str]:
     lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _vectors(facts: Mapping[str, str]) -> str:
+    """The best vector instructions."""
+    best = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+    return next((kind for kind in best if kind in facts.get("flags", "")), "no AVX")

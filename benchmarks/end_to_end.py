@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contest import Turn, alone, dtype_of, ratio, take_turns
-from benchmarks.peers import CONVERTED, Peer, make, torch_model
+from benchmarks.peers import CLOSE, CONVERTED, Peer, make, torch_model
 
 TITLE = "From 1,000 ImageNet files to stored representations, whole commands"
 CASES: dict[str, Peer] = {
@@ -63,7 +63,7 @@ def measure(label: str) -> dict[str, Any]:
         )
         (stored,) = (open_store(path.parent) for path in (folder / "jaxclip 1").glob("*/manifest.json"))
         gap = difference(label, stored[:], np.load(folder / "PyTorch 1.npy"))
-        if gap.relative > (1e-5 if dtype_of(label) == "float32" else 0.05):
+        if gap.relative > CLOSE[dtype_of(label)]:
             raise AssertionError(f"{label}: representations are {gap.relative:.1e} apart: no fair comparison")
         return {"pictures": len(files), "seconds": times, "relative error": gap.relative}
 

@@ -7,6 +7,8 @@ import numpy as np
 
 Peer = tuple[str, str, str | None]
 """The reference library, its name of the architecture, ours."""
+CLOSE = {"float32": 1e-5, "bfloat16": 0.05}
+"""How far the two sides' representations may be apart, as a relative error, for a fair comparison."""
 CONVERTED, IMAGES = "converted", "images.npy"
 
 

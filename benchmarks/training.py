@@ -19,9 +19,8 @@ TITLE = "One training step (forward, backward, AdamW), float32 where nothing els
 CASES: dict[str, Peer] = {
     "CLIP ViT-B/32, batch 16": ("open_clip", "ViT-B-32", "ViT-B-32"),
     "ResNet-50, batch 8": ("torchvision", "resnet50", "resnet50"),
-    "bfloat16, CLIP ViT-B/32, batch 16": ("open_clip", "ViT-B-32", "ViT-B-32"),
-    "bfloat16, ResNet-50, batch 8": ("torchvision", "resnet50", "resnet50"),
 }
+CASES |= {f"bfloat16, {label}": peer for label, peer in CASES.items()}
 CLOSE = {"float32": 1e-4, "bfloat16": 0.05}
 """How far the two losses may be apart, relatively."""
 RATE, DECAY, B1, B2, EPS = 1e-4, 0.1, 0.9, 0.98, 1e-6

@@ -325,15 +325,10 @@ def finetune(
         tensorboard: Write TensorBoard's events too.
         distributed: This is one of several processes, started by srun or on every TPU VM.
     """
-    from jaxclip.training.memory import keep_memory
-
-    keep_memory()
+    _start_training(distributed)
     from jaxclip.datasets import open_source
-    from jaxclip.mesh import start_processes
     from jaxclip.training import recipe, runs
 
-    if distributed:
-        start_processes()
     chosen, _ = recipe.read(config)
     written = runs.finetune(
         model,
@@ -395,16 +390,11 @@ def train(
         tensorboard: Write TensorBoard's events too.
         distributed: This is one of several processes, started by srun or on every TPU VM.
     """
-    from jaxclip.training.memory import keep_memory
-
-    keep_memory()
+    _start_training(distributed)
     from jaxclip.datasets import open_source
-    from jaxclip.mesh import start_processes
     from jaxclip.training import recipe, runs
     from jaxclip.training.data import open_captions
 
-    if distributed:
-        start_processes()
     chosen, architecture = recipe.read(config)
     if architecture is None:
         raise InputError(f"configuration {config} has no MODEL to train")
@@ -480,6 +470,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "robustness": robustness,
     "quickstart": quickstart,
 }
+
+
+def _start_training(distributed: bool) -> None:
+    """Before anything else is imported, which may start threads."""
+    from jaxclip.training.memory import keep_memory
+
+    keep_memory()
+    if distributed:
+        from jaxclip.mesh import start_processes
+
+        start_processes()
 
 
 def main(args: list[str] | None = None) -> int:

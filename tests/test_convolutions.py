@@ -100,13 +100,15 @@ def test_convolutions_in_bfloat16(channels: int, training: bool) -> None:
     def ours(x: jax.Array, state: nnx.State) -> jax.Array:
         return jnp.sum(nnx.merge(graph, state)(x).astype(jnp.float32) ** 2)
 
+    def widened(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return xla(x.astype(jnp.float32), kernel.astype(jnp.bfloat16).astype(jnp.float32))
+
     def exact(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.sum(xla(x.astype(jnp.float32), kernel.astype(jnp.bfloat16).astype(jnp.float32)) ** 2)
+        return jnp.sum(widened(x, kernel) ** 2)
 
     kernel = layer.kernel[...]
-    widened = xla(x.astype(jnp.float32), kernel.astype(jnp.bfloat16).astype(jnp.float32))
     assert layer(x).dtype == jnp.bfloat16
-    assert relative(layer(x).astype(jnp.float32), widened) < 2**-8
+    assert relative(layer(x).astype(jnp.float32), widened(x, kernel)) < 2**-8
     of_x, of_state = jax.grad(ours, (0, 1))(x, state)
     of_x_exact, of_kernel = jax.grad(exact, (0, 1))(x, kernel)
     assert relative(of_x.astype(jnp.float32), of_x_exact.astype(jnp.float32)) < 2**-7

@@ -39,9 +39,8 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: Float[Array, "*n c"], out_sharding: None = None) -> Float[Array, "*n e"]:
         """The affine map of every row."""
-        out = (multiply if self.deterministic else product)(
-            inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        )
+        linear = multiply if self.deterministic else product
+        out = linear(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return out if self.bias is None else out + self.bias[...].astype(self.dtype)
 
 

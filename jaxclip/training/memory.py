@@ -1,4 +1,4 @@
-"""How a process that trains on a CPU holds its memory. Imports nothing: it has to come before what starts threads."""
+"""How a process that trains on a CPU holds its memory. Imports nothing heavy: it comes before what starts threads."""
 
 import contextlib
 import ctypes
