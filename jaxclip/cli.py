@@ -123,6 +123,7 @@ def evaluate(
         store: A store of `jaxclip embed`: where the representations are in it, they are read, not computed.
         out: A folder to write evaluation.json and per_class.csv to.
     """
+    _start()
     from jaxclip import evaluation
     from jaxclip.datasets import open_source
     from jaxclip.mesh import local_mesh, parameter_sharding
@@ -187,6 +188,7 @@ def embed(
         fsdp: Shard the parameters over the devices of each process, for models that do not fit on one.
         distributed: This is one of several processes, started by srun or on every TPU VM.
     """
+    _start(distributed)
     import jax
 
     from jaxclip import embedding, mesh
@@ -194,8 +196,6 @@ def embed(
     from jaxclip.datasets import open_source
     from jaxclip.model import load_model
 
-    if distributed:
-        mesh.start_processes()
     sharding = mesh.parameter_sharding(mesh.local_mesh(), read_config(model) if fsdp else None)
     stored = embedding.embed(
         load_model(model, dtype=dtype, sharding=sharding),
@@ -325,7 +325,7 @@ def finetune(
         tensorboard: Write TensorBoard's events too.
         distributed: This is one of several processes, started by srun or on every TPU VM.
     """
-    _start_training(distributed)
+    _start(distributed)
     from jaxclip.datasets import open_source
     from jaxclip.training import recipe, runs
 
@@ -390,7 +390,7 @@ def train(
         tensorboard: Write TensorBoard's events too.
         distributed: This is one of several processes, started by srun or on every TPU VM.
     """
-    _start_training(distributed)
+    _start(distributed)
     from jaxclip.datasets import open_source
     from jaxclip.training import recipe, runs
     from jaxclip.training.data import open_captions
@@ -472,9 +472,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _start_training(distributed: bool) -> None:
+def _start(distributed: bool = False) -> None:
     """Before anything else is imported, which may start threads."""
-    from jaxclip.training.memory import keep_memory
+    from jaxclip.memory import keep_memory
 
     keep_memory()
     if distributed:

@@ -12,12 +12,16 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from jaxclip import checkpoint
+from jaxclip.compiler import compiler_options
 from jaxclip.config import ModelConfig, Preprocess
 from jaxclip.errors import InputError
 from jaxclip.models import clip
-from jaxclip.models.layers import PICTURES, apart, each_part, together
+from jaxclip.models.layers import apart, each_part, together
 from jaxclip.models.vit import ViT
 from jaxclip.preprocess import normalize, preprocess
+
+PICTURES = 16
+"""What a ResNet takes at once on a CPU, at the most (``benchmarks/NOTES.md``)."""
 
 
 class Model:
@@ -39,8 +43,10 @@ class Model:
         self.dtype = module.vision.dtype
         # Functions of the parameters alone, not of self: a model that is deleted gives its memory back at once.
         self.representation = functools.partial(_representation, self._graph, config.preprocess, self.dtype)
-        self._encode_image = jax.jit(self.representation, static_argnums=2)
-        self._encode_text = jax.jit(functools.partial(_text, self._graph, self.dtype))
+        self._text = functools.partial(_text, self._graph, self.dtype)
+        options = compiler_options(ynnpack_products=self.dtype == jnp.bfloat16)
+        self._encode_image = jax.jit(self.representation, static_argnums=2, compiler_options=options)
+        self._encode_text = jax.jit(self._text, compiler_options=options)
 
     def encode_image(
         self,
@@ -73,7 +79,11 @@ class Model:
         for layer in layers:
             if not 1 <= layer <= depth:
                 raise InputError(f"layer {layer} does not exist: {self.config.name} has layers 1 to {depth}")
-        h, kept = self._encode_image(self.params, images, tuple(layers))
+        if isinstance(images, jax.core.Tracer):  # of a transformation around this, which is what is compiled
+            h, kept = jax.jit(self.representation, static_argnums=2)(self.params, images, tuple(layers))
+        else:
+            with jax.core.eval_context():
+                h, kept = self._encode_image(self.params, images, tuple(layers))
         return (h, kept) if layers else h
 
     def encode_text(self, tokens: Int[Array | np.ndarray, "n t"]) -> Float[Array, "n d"]:
@@ -90,7 +100,10 @@ class Model:
             raise InputError(
                 f"tokens are {tokens.dtype} {tokens.shape}, not integers [n, {text.context_length}]: use model.tokenize"
             )
-        return self._encode_text(self.params, tokens)
+        if isinstance(tokens, jax.core.Tracer):
+            return jax.jit(self._text)(self.params, tokens)
+        with jax.core.eval_context():
+            return self._encode_text(self.params, tokens)
 
     @property
     def head(self) -> tuple[Float[Array, "c d"], Float[Array, " c"]] | None:

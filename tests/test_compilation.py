@@ -9,11 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import class_folders, tiny_classifier
+from tiny import class_folders, tiny_classifier, tiny_clip
 
+from jaxclip import compiler
 from jaxclip.datasets import open_source
 from jaxclip.embedding import embed
 from jaxclip.evaluation import evaluate
+from jaxclip.model import Model
 
 
 @pytest.fixture
@@ -88,3 +90,38 @@ def test_import_leaves_the_cache_as_it_is() -> None:
     environment = {n: v for n, v in os.environ.items() if n != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "None", done.stdout + done.stderr
+
+
+def test_float32_products_are_left_to_xla_and_others_to_ynnpack() -> None:
+    """On a CPU: were the option unknown to this jaxlib, encoders would be slower without a word."""
+    x = jax.numpy.ones((64, 64))
+    for ynnpack in (False, True):
+        options = compiler.compiler_options(ynnpack_products=ynnpack)
+        program = jax.jit(lambda a, b: a @ b).lower(x, x).compile(options).as_text()
+        assert ("ynn_fusion" in program) == ynnpack
+
+
+def test_a_compiler_that_does_not_know_the_option_is_not_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else no model would run with a jaxlib that calls it otherwise."""
+    monkeypatch.setattr(compiler, "KERNELS", "xla_cpu_no_such_option")
+    assert compiler.compiler_options.__wrapped__(ynnpack_products=True) == {}
+
+
+@pytest.mark.parametrize("model", [tiny_clip(), tiny_classifier(2)], ids=["clip", "classifier"])
+def test_encoders_within_transformations(model: Model) -> None:
+    """A user's own jit, grad or vmap around a model; options of the compiler belong to the outermost jit alone."""
+
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    h = model.encode_image(images)
+    np.testing.assert_allclose(jax.jit(model.encode_image)(images), h, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda: model.encode_image(images))(), h, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(model.encode_image)(images[:, None])[:, 0], h, rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda x: model.encode_image(x)[:, 0].sum())(images)
+    change = 1e-2 * np.sign(gradient)
+    moved = (model.encode_image(images + change) - model.encode_image(images - change))[:, 0].sum()
+    np.testing.assert_allclose(moved, 2 * (gradient * change).sum(), rtol=0.02)
+    if model.config.text is not None:
+        tokens = np.ones((2, 8), np.int32)
+        text = model.encode_text(tokens)
+        np.testing.assert_allclose(jax.jit(model.encode_text)(tokens), text, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(jax.jit(lambda: model.encode_text(tokens))(), text, rtol=1e-4, atol=1e-5)

@@ -84,8 +84,8 @@ def test_a_batch_is_encoded_as_its_pictures_alone(
     vision: config.Vision, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In whatever parts a CPU takes it, with intermediate activations: none is left out and none changes its place."""
-    for module in (transformer, model):
-        monkeypatch.setattr(module, "PICTURES", 4)
+    monkeypatch.setattr(transformer, "TOKENS", 4 * (4 * 4 + 1))
+    monkeypatch.setattr(model, "PICTURES", 4)
     one = model.Model(config.ModelConfig("tiny", vision, PIXELS, TEXT), build(vision))
     images = np.random.default_rng(1).normal(size=(n, 32, 32, 3)).astype(np.float32)
     h, kept = one.encode_image(images, (2, 1))

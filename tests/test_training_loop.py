@@ -145,7 +145,7 @@ def test_divergence_names_step_and_pictures(tmp_path: Path) -> None:
 PAGES = """
 import resource, sys
 if sys.argv[1] == "keep":
-    from jaxclip.training.memory import keep_memory
+    from jaxclip.memory import keep_memory
     keep_memory()
 import jaxclip.training.loop
 import jax, jax.numpy as jnp

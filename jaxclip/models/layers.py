@@ -22,10 +22,6 @@ def activate(name: str, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
 
 
-PICTURES = 16
-"""What a CPU encodes at once, at the most (``benchmarks/NOTES.md``): activations of more do not stay in its caches."""
-
-
 class Linear(nnx.Linear):
     """``x @ kernel + bias``, in training by :func:`product`.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxclip.models.layers import PICTURES, Linear, activate, apart, each_part, layer_norm, together
+from jaxclip.models.layers import Linear, activate, apart, each_part, layer_norm, together
 
 QUERIES = 256
 """Of so many at once XLA's CPU backend computes attention in one loop (``benchmarks/NOTES.md``)."""
@@ -121,7 +121,7 @@ class Transformer(nnx.Module):
         """
         run = functools.partial(self._run, tuple(layers))
         if self.blocks.qkv.deterministic:
-            on_cpu = functools.partial(run, min(PICTURES, max(1, TOKENS // x.shape[1])), 1)
+            on_cpu = functools.partial(run, max(1, TOKENS // x.shape[1]), 1)
         else:
             on_cpu = functools.partial(run, len(x), 1 if self.remat else self.depth)
         return jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(run, len(x), 1))
