@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +44,9 @@ class Model:
         self.dtype = module.vision.dtype
         # Functions of the parameters alone, not of self: a model that is deleted gives its memory back at once.
         self.representation = functools.partial(_representation, self._graph, config.preprocess, self.dtype)
-        self._text = functools.partial(_text, self._graph, self.dtype)
         options = compiler_options(ynnpack_products=self.dtype == jnp.bfloat16)
         self._encode_image = jax.jit(self.representation, static_argnums=2, compiler_options=options)
-        self._encode_text = jax.jit(self._text, compiler_options=options)
+        self._encode_text = jax.jit(functools.partial(_text, self._graph, self.dtype), compiler_options=options)
 
     def encode_image(
         self,
@@ -79,11 +79,7 @@ class Model:
         for layer in layers:
             if not 1 <= layer <= depth:
                 raise InputError(f"layer {layer} does not exist: {self.config.name} has layers 1 to {depth}")
-        if isinstance(images, jax.core.Tracer):  # of a transformation around this, which is what is compiled
-            h, kept = jax.jit(self.representation, static_argnums=2)(self.params, images, tuple(layers))
-        else:
-            with jax.core.eval_context():
-                h, kept = self._encode_image(self.params, images, tuple(layers))
+        h, kept = _outermost(self._encode_image, self.params, images, tuple(layers))
         return (h, kept) if layers else h
 
     def encode_text(self, tokens: Int[Array | np.ndarray, "n t"]) -> Float[Array, "n d"]:
@@ -100,10 +96,7 @@ class Model:
             raise InputError(
                 f"tokens are {tokens.dtype} {tokens.shape}, not integers [n, {text.context_length}]: use model.tokenize"
             )
-        if isinstance(tokens, jax.core.Tracer):
-            return jax.jit(self._text)(self.params, tokens)
-        with jax.core.eval_context():
-            return self._encode_text(self.params, tokens)
+        return _outermost(self._encode_text, self.params, tokens)
 
     @property
     def head(self) -> tuple[Float[Array, "c d"], Float[Array, " c"]] | None:
@@ -150,6 +143,14 @@ class Model:
                 f"images are {height}x{width} pixels, not multiples of {multiple}: "
                 f"model.preprocess gives {self.config.preprocess.size}x{self.config.preprocess.size}"
             )
+
+
+def _outermost(compiled: Any, params: nnx.State, inputs: Array | np.ndarray, *static: Any) -> Any:
+    """Calls what was jitted with compiler's options, which only the outermost jit may have: not one that is traced."""
+    if isinstance(inputs, jax.core.Tracer):
+        return jax.jit(compiled.__wrapped__, static_argnums=range(2, 2 + len(static)))(params, inputs, *static)
+    with jax.core.eval_context():
+        return compiled(params, inputs, *static)
 
 
 def _representation(

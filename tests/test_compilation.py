@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -107,10 +108,10 @@ def test_a_compiler_that_does_not_know_the_option_is_not_given_it(monkeypatch: p
     assert compiler.compiler_options.__wrapped__(ynnpack_products=True) == {}
 
 
-@pytest.mark.parametrize("model", [tiny_clip(), tiny_classifier(2)], ids=["clip", "classifier"])
-def test_encoders_within_transformations(model: Model) -> None:
+@pytest.mark.parametrize("make", [tiny_clip, lambda: tiny_classifier(2)], ids=["clip", "classifier"])
+def test_encoders_within_transformations(make: Callable[[], Model]) -> None:
     """A user's own jit, grad or vmap around a model; options of the compiler belong to the outermost jit alone."""
-
+    model = make()
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
     h = model.encode_image(images)
     np.testing.assert_allclose(jax.jit(model.encode_image)(images), h, rtol=1e-4, atol=1e-5)
