@@ -78,6 +78,7 @@ def _jaxclip(folder: Path, dtype: str) -> Functions:
     import jax.numpy as jnp
 
     from jaxclip import checkpoint
+    from jaxclip.compiler import compiler_options
     from jaxclip.training.objectives import Classes, ImageText
     from jaxclip.training.optimizer import Optimizer, make_optimizer
     from jaxclip.training.state import make_step
@@ -90,7 +91,7 @@ def _jaxclip(folder: Path, dtype: str) -> Functions:
     cfg = Optimizer("adamw", RATE, 0.0, 1.0, DECAY, B1, B2, EPS, clip_norm=None)
     step = make_step(module, objective, lambda params: make_optimizer(cfg, 100, params))
     batch = jax.device_put({"images": images, "tokens": tokens.astype(np.int32), "labels": labels})
-    update = jax.jit(step.update, donate_argnums=0)
+    update = jax.jit(step.update, donate_argnums=0, compiler_options=compiler_options(ynnpack_products=True))
     state = jax.device_put(step.init(jax.random.key(0)), jax.devices()[0])  # committed, as what a step gives
 
     def run() -> float:

@@ -1,6 +1,5 @@
 """The ResNets' convolutions by other means are convolutions."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -12,7 +11,7 @@ from flax import nnx
 from jaxclip import config
 from jaxclip.models import clip, convolutions
 from jaxclip.models.convolutions import Conv3x3, Pointwise, conv
-from jaxclip.models.winograd import WIDE, conv3x3, kernel_gradient, picture_gradient
+from jaxclip.models.winograd import WIDE, conv3x3, picture_gradient
 
 BFLOAT16 = jnp.dtype("bfloat16")
 FLOAT32 = jnp.dtype("float32")
@@ -41,23 +40,22 @@ def test_winograd_is_the_convolution(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (7, 7), (8, 6)])
-def test_winograds_gradients_are_the_convolutions(height: int, width: int) -> None:
-    """For sizes as above: a transform that is not the forward's transpose, or a kernel not turned, would be seen."""
+def test_winograds_gradient_is_the_convolutions(height: int, width: int) -> None:
+    """For sizes as above: a kernel not turned, or one whose channels are exchanged, would be seen."""
     random = np.random.default_rng(0)
     x, kernel, gradient = (
         jnp.asarray(random.normal(size=shape), jnp.float32)
         for shape in ((2, height, width, 17), (3, 3, 17, 5), (2, height, width, 5))
     )
-    of_x, of_kernel = jax.vjp(xla, x, kernel)[1](gradient)
+    of_x, _ = jax.vjp(xla, x, kernel)[1](gradient)
     assert relative(picture_gradient(kernel, gradient), of_x) < 2e-6
-    assert relative(kernel_gradient(x, gradient), of_kernel) < 2e-6
 
 
-def test_training_takes_winograds_gradients() -> None:
+def test_training_takes_winograds_gradient() -> None:
     """Through the layer as training has it, with as many channels as they are for."""
     layer = conv(WIDE, WIDE + 1, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6, WIDE)), jnp.float32)
-    ours = jax.grad(lambda x, k: jnp.sin(convolutions.trained(1, x, k)).sum(), (0, 1))(x, layer.kernel[...])
+    ours = jax.grad(lambda x, k: jnp.sin(convolutions.trained(x, k)).sum(), (0, 1))(x, layer.kernel[...])
     theirs = jax.grad(lambda x, k: jnp.sin(xla(x, k)).sum(), (0, 1))(x, layer.kernel[...])
     assert all(0 < relative(a, b) < 2e-6 for a, b in zip(ours, theirs, strict=True))
 
@@ -89,7 +87,7 @@ def test_a_convolution_and_its_gradients(training: bool, size: int, kind: type[n
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("channels", [32, 64])
+@pytest.mark.parametrize("channels", [32, WIDE])
 def test_convolutions_in_bfloat16(channels: int, training: bool) -> None:
     """Inputs and results are rounded to bfloat16, sums are not; gradients too."""
     layer = conv(channels, channels, 3, dtype=BFLOAT16, rngs=nnx.Rngs(0))
@@ -116,7 +114,9 @@ def test_convolutions_in_bfloat16(channels: int, training: bool) -> None:
 
 
 def test_what_computes_a_convolution_of_3x3() -> None:
-    """Wide ones on a CPU take 16 matrix products, their gradients as many; the kernel's of others takes nine."""
+    """Wide ones on a CPU take 16 matrix products, their picture's gradient as many; others, and kernels' gradients, are
+    XLA's.
+    """
     layer = conv(128, 128, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
     x = jnp.ones((1, 4, 4, 128))
 
@@ -132,11 +132,10 @@ def test_what_computes_a_convolution_of_3x3() -> None:
     layer.train()
     assert program(layer.__call__) == (16, 0)
 
-    def gradients(kernel: jax.Array, x: jax.Array = x) -> tuple[jax.Array, jax.Array]:
-        return jax.grad(lambda x, kernel: convolutions.trained(1, x, kernel).sum(), (0, 1))(x, kernel)
+    def gradients(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.grad(lambda x, kernel: jnp.sin(convolutions.trained(x, kernel)).sum(), (0, 1))(x, kernel)
 
-    assert program(gradients, layer.kernel[...])[0] >= 32
-    assert program(functools.partial(gradients, x=x[..., :32]), narrow.kernel[...])[0] == 9
+    assert program(gradients, layer.kernel[...]) == (32, 1)
     layer.eval()
     assert program(layer.__call__) == (16, 0)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -11,9 +12,10 @@ import pytest
 from flax import nnx
 
 from jaxclip import config, model
+from jaxclip.compiler import compiler_options
 from jaxclip.models import clip, layers, transformer
 from jaxclip.models.convolutions import conv
-from jaxclip.models.layers import BatchNorm, interpolate_positions
+from jaxclip.models.layers import BatchNorm, LayerNorm, interpolate_positions, joined
 from jaxclip.models.resnet import max_pool
 from jaxclip.models.transformer import Transformer
 
@@ -278,7 +280,7 @@ def test_activations_are_pytorchs(name: str) -> None:
 
 
 def test_batch_norm_is_pytorchs_in_training_and_evaluation() -> None:
-    """Output, gradient of the input, and both running statistics (the variance is the unbiased one)."""
+    """Output, all three gradients, and both running statistics (the variance is the unbiased one)."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 5, 6, 3)).astype(np.float32) * 3 + 100  # far from zero: E[x²] − E[x]² would fail
@@ -294,9 +296,95 @@ def test_batch_norm_is_pytorchs_in_training_and_evaluation() -> None:
     np.testing.assert_allclose(ours(x), reference(pixels).detach().permute(0, 2, 3, 1), rtol=1e-5, atol=1e-4)
     reference.train()
     ours.train()
-    np.testing.assert_allclose(ours(x), reference(pixels).detach().permute(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+    pixels.requires_grad_()
+    expected = reference(pixels)
+    np.testing.assert_allclose(ours(x), expected.detach().permute(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(ours.mean[...], reference.running_mean, rtol=1e-6)
     np.testing.assert_allclose(ours.var[...], reference.running_var, rtol=1e-5)
+    expected.sin().sum().backward()
+
+    def value(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        return jnp.sin(layers.batch_normalized(1e-5, x, scale, bias)[0]).sum()
+
+    of_x, of_scale, of_bias = jax.grad(value, (0, 1, 2))(x, ours.scale[...], ours.bias[...])
+    np.testing.assert_allclose(of_x, pixels.grad.permute(0, 2, 3, 1), atol=1e-4)
+    np.testing.assert_allclose(of_scale, reference.weight.grad, atol=1e-3)
+    np.testing.assert_allclose(of_bias, reference.bias.grad, atol=1e-3)
+
+
+def test_layer_norm_is_pytorchs_in_training_and_evaluation() -> None:
+    """Output and all three gradients, of rows far from zero; in bfloat16 it is float32's, rounded."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((4, 5, 24)) * 3 + 20).astype(np.float32)
+    reference, ours = (
+        torch.nn.LayerNorm(24, eps=1e-3),
+        LayerNorm(24, eps=1e-3, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)),
+    )
+    for name, target in (("weight", ours.scale), ("bias", ours.bias)):
+        value = rng.uniform(0.5, 2, 24).astype(np.float32)
+        getattr(reference, name).data = torch.from_numpy(value)
+        target[...] = jnp.asarray(value)
+    rows = torch.from_numpy(x).requires_grad_()
+    expected = reference(rows)
+    expected.sin().sum().backward()
+    for mode in (ours.eval, ours.train):
+        mode()
+        graph, params = nnx.split(ours)
+        np.testing.assert_allclose(ours(x), expected.detach(), atol=1e-5)
+        of_x, of_params = jax.grad(lambda x, p, g=graph: jnp.sin(nnx.merge(g, p)(x)).sum(), (0, 1))(x, params)
+        np.testing.assert_allclose(of_x, rows.grad, atol=1e-5)
+        np.testing.assert_allclose(of_params["scale"][...], reference.weight.grad, atol=1e-4)
+        np.testing.assert_allclose(of_params["bias"][...], reference.bias.grad, atol=1e-4)
+        half = LayerNorm(24, eps=1e-3, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
+        nnx.update(half, params)
+        rounded = x.astype(jnp.bfloat16)
+        np.testing.assert_allclose(half(rounded), ours(rounded.astype(np.float32)), rtol=2**-7, atol=2**-7)
+
+
+def test_a_join_is_the_relu_of_a_sum() -> None:
+    """Its gradient at 0 is 0, as ReLU's (blocks end in many zeros); what is not a number stays so."""
+
+    def relu(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.nn.relu(a + b)
+
+    values = np.array([-2.0, -0.0, 0.0, 1e-30, 3.0, np.inf], np.float32)
+    a, b = (jnp.asarray(x.reshape(-1, 1, 1, 1)) for x in np.meshgrid(values, values))
+    np.testing.assert_array_equal(joined(a, b), relu(a, b))
+    assert jnp.isnan(joined(a * jnp.nan, b)).all()
+    for argument in (0, 1):
+        ours, theirs = (jax.grad(lambda *x, f=f: f(*x).sum(), argument)(a, b) for f in (joined, relu))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("of", "training"), [(config.ViT, True), *itertools.product((config.ResNet, config.CLIPResNet), (True, False))]
+)
+def test_each_block_costs_what_the_one_before_did(of: type, training: bool) -> None:
+    """What a compiled block reads and writes does not grow with its depth: XLA's CPU backend would else compute sums of
+    a residual stream anew for each of their readers, from those of all blocks before.
+    """
+
+    def traffic(depth: int) -> float:
+        vision = {
+            config.ViT: lambda: dataclasses.replace(TINY, layers=depth),
+            config.ResNet: lambda: config.ResNet(32, (depth,), 16),
+            config.CLIPResNet: lambda: config.CLIPResNet(32, (depth, 1, 1, 1), 16, 32, 24),
+        }[of]()
+        tower = build(vision)
+        tower.train() if training else tower.eval()
+        graph, state = nnx.split(tower)
+
+        def run(state: nnx.State, x: jax.Array) -> jax.Array:
+            return nnx.merge(graph, state).encode_image(x)[0].sum()
+
+        program = jax.grad(run) if training else run
+        options = compiler_options(ynnpack_products=training)
+        compiled = jax.jit(program).lower(state, jnp.zeros((8, 32, 32, 3))).compile(options)
+        return compiled.cost_analysis()["bytes accessed"]
+
+    third, sixth = traffic(3) - traffic(2), traffic(6) - traffic(5)
+    assert 0 < sixth < 1.05 * third
 
 
 def test_one_block_is_compiled_whatever_the_depth() -> None:

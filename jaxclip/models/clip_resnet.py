@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxclip import config
 from jaxclip.models.convolutions import conv
-from jaxclip.models.layers import BatchNorm, Linear, interpolate_positions
+from jaxclip.models.layers import BatchNorm, Linear, interpolate_positions, joined
 
 EXPANSION = 4
 
@@ -41,7 +41,7 @@ class Bottleneck(nnx.Module):
         out = self.bn3(self.conv3(out))
         if self.shortcut_conv is not None and self.shortcut_bn is not None:
             x = self.shortcut_bn(self.shortcut_conv(x))
-        return jax.nn.relu(out + x)
+        return joined(out, x)
 
 
 class AttentionPool(nnx.Module):

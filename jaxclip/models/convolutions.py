@@ -1,6 +1,5 @@
 """Convolutions without bias, as the ResNets have them: XLA's, or what computes the same and is faster on a CPU."""
 
-import functools
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxclip.models.layers import multiply, product
-from jaxclip.models.winograd import WIDE, conv3x3, kernel_gradient, picture_gradient
+from jaxclip.models.winograd import WIDE, conv3x3, picture_gradient
 
 
 def conv(n_in: int, n_out: int, size: int, *, stride: int = 1, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Conv:
@@ -44,10 +43,10 @@ class Pointwise(nnx.Conv):
 
 
 class Conv3x3(nnx.Conv):
-    """A 3x3 convolution padded by 1, as XLA does it; on a CPU as what is faster there.
+    """A 3x3 convolution padded by 1, as XLA does it; on a CPU, with stride 1 and many channels, as is faster there.
 
-    In evaluation, with stride 1 and many channels: :func:`conv3x3`. In training: :func:`trained`. Both in float32,
-    whatever ``dtype``: so does XLA's CPU backend convolve bfloat16.
+    That is :func:`conv3x3` in evaluation and :func:`trained` in training, in float32 whatever ``dtype``: so does XLA's
+    CPU backend convolve bfloat16.
     ``deterministic`` is toggled by nnx's ``model.train()`` and ``model.eval()``; a new model is in evaluation mode.
     """
 
@@ -58,55 +57,33 @@ class Conv3x3(nnx.Conv):
     def __call__(self, inputs: Float[Array, "n H W c"], out_sharding: Any = None) -> Float[Array, "n h w e"]:
         """The convolution."""
         stride = self.strides[0]  # type: ignore[index]
-        plain = functools.partial(_convolve, stride=stride)
         x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if self.deterministic and not _is_wide(stride, kernel):
-            return plain(x, kernel)
-        convolve = conv3x3 if self.deterministic else functools.partial(trained, stride)
+        if stride > 1 or min(kernel.shape[2:]) < WIDE:
+            return _convolve(x, kernel, stride)
+        convolve = conv3x3 if self.deterministic else trained
 
         def on_cpu(x: Array, kernel: Array) -> Array:
             return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(self.dtype)
 
-        return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+        return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_convolve)
 
 
-def _convolve(x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"], stride: int) -> Float[Array, "n h w e"]:
+def _convolve(x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"], stride: int = 1) -> Float[Array, "n h w e"]:
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def trained(stride: int, x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"]) -> Float[Array, "n h w e"]:
-    """The convolution, forward and backward as is fastest on a CPU.
-
-    With stride 1 and many channels, all three are :mod:`~jaxclip.models.winograd`'s. Else they are XLA's, but for the
-    kernel's gradient: nine matrix products, one for each of its pixels.
-    """
-    return conv3x3(x, kernel) if _is_wide(stride, kernel) else _convolve(x, kernel, stride)
+@jax.custom_vjp
+def trained(x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"]) -> Float[Array, "n H W e"]:
+    """The convolution of stride 1 and its picture's gradient by Winograd's products; XLA finds the kernel's faster."""
+    return conv3x3(x, kernel)
 
 
-def _is_wide(stride: int, kernel: Float[Array, "3 3 c e"]) -> bool:
-    return stride == 1 and min(kernel.shape[2:]) >= WIDE
-
-
-def _trained_forward(stride: int, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return trained(stride, x, kernel), (x, kernel)
-
-
-def _trained_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _trained_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    if _is_wide(stride, kernel):
-        return picture_gradient(kernel, gradient), kernel_gradient(x, gradient)
-    (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride), x)(gradient)
-    _, height, width, c = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    rows = gradient.reshape(-1, gradient.shape[-1])
-    seen = [
-        padded[:, i : i + height : stride, j : j + width : stride].reshape(-1, c) for i in range(3) for j in range(3)
-    ]
-    of_kernel = jnp.stack([x.T @ rows for x in seen])
-    return of_x, of_kernel.reshape(kernel.shape)
+    (of_kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)(gradient)
+    return picture_gradient(kernel, gradient), of_kernel
 
 
-trained.defvjp(_trained_forward, _trained_backward)
+trained.defvjp(lambda x, kernel: (trained(x, kernel), (x, kernel)), _trained_backward)

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxclip import config
-from jaxclip.models.layers import Linear, layer_norm
+from jaxclip.models.layers import LayerNorm, Linear
 from jaxclip.models.transformer import Transformer
 
 
@@ -29,7 +29,7 @@ class Text(nnx.Module):
             remat=remat,
             rngs=rngs,
         )
-        self.norm_post = layer_norm(cfg.width, cfg.norm_eps, dtype, rngs)
+        self.norm_post = LayerNorm(cfg.width, eps=cfg.norm_eps, dtype=dtype, rngs=rngs)
         self.projection = Linear(
             cfg.width,
             cfg.output_dim,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxclip.models.layers import Linear, activate, apart, each_part, layer_norm, together
+from jaxclip.models.layers import LayerNorm, Linear, activate, apart, each_part, together
 
 QUERIES = 256
 """Of so many at once XLA's CPU backend computes attention in one loop (``benchmarks/NOTES.md``)."""
@@ -71,10 +71,10 @@ class Block(nnx.Module):
 
         # openai/CLIP's initialisation; `depth` is that of the whole transformer.
         residual_std = width**-0.5 * (2 * depth) ** -0.5
-        self.norm1 = layer_norm(width, eps, dtype, rngs)
+        self.norm1 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
         self.qkv = linear(width, 3 * width, width**-0.5)
         self.out = linear(width, width, residual_std)
-        self.norm2 = layer_norm(width, eps, dtype, rngs)
+        self.norm2 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
         self.mlp_in = linear(width, mlp_width, (2 * width) ** -0.5)
         self.mlp_out = linear(mlp_width, width, residual_std)
         self.scale1 = nnx.Param(jnp.full(width, 1e-5)) if layer_scale else None
@@ -83,11 +83,13 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
         """One block; the softmax is in float32 whatever the type of ``x``."""
-        q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in jnp.split(self.qkv(self.norm1(x)), 3, axis=-1))
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])
+        q, k, v = (a.reshape(*shape[:2], self.heads, -1) for a in jnp.split(self.qkv(self.norm1(x)), 3, axis=-1))
         attended = self.out(attention(q, k, v, self.causal).reshape(x.shape))
         x = x + (attended if self.scale1 is None else attended * self.scale1[...].astype(x.dtype))
         hidden = self.mlp_out(activate(self.activation, self.mlp_in(self.norm2(x))))
-        return x + (hidden if self.scale2 is None else hidden * self.scale2[...].astype(x.dtype))
+        return (x + (hidden if self.scale2 is None else hidden * self.scale2[...].astype(x.dtype))).reshape(shape)
 
 
 class Transformer(nnx.Module):

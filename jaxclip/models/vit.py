@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxclip import config
-from jaxclip.models.layers import Linear, interpolate_positions, layer_norm
+from jaxclip.models.layers import LayerNorm, Linear, interpolate_positions
 from jaxclip.models.transformer import Transformer
 
 
@@ -24,7 +24,7 @@ class ViT(nnx.Module):
         self.patch_embedding = Linear(3 * cfg.patch_size**2, cfg.width, use_bias=cfg.patch_bias, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(normal(rngs.params(), (cfg.width,)))
         self.positions = nnx.Param(normal(rngs.params(), (tokens, cfg.width)))
-        self.norm_pre = layer_norm(cfg.width, cfg.norm_eps, dtype, rngs) if cfg.pre_norm else None
+        self.norm_pre = LayerNorm(cfg.width, eps=cfg.norm_eps, dtype=dtype, rngs=rngs) if cfg.pre_norm else None
         self.transformer = Transformer(
             cfg.width,
             cfg.layers,
@@ -40,7 +40,7 @@ class ViT(nnx.Module):
         )
         self.attention_pool = AttentionPool(cfg, dtype=dtype, rngs=rngs) if cfg.pool == "attention" else None
         pooled_width = cfg.output_dim if cfg.pool == "attention" and cfg.output_dim else cfg.width
-        self.norm_post = layer_norm(pooled_width, cfg.norm_eps, dtype, rngs)
+        self.norm_post = LayerNorm(pooled_width, eps=cfg.norm_eps, dtype=dtype, rngs=rngs)
         self.projection = (
             nnx.Param(normal(rngs.params(), (pooled_width, cfg.output_dim))) if cfg.output_dim is not None else None
         )
@@ -91,8 +91,8 @@ class AttentionPool(nnx.Module):
     def __init__(self, cfg: config.ViT, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = cfg.output_dim or cfg.width
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (cfg.pool_queries, width)))
-        self.norm_q = layer_norm(width, cfg.norm_eps, dtype, rngs)
-        self.norm_kv = layer_norm(cfg.width, cfg.norm_eps, dtype, rngs)
+        self.norm_q = LayerNorm(width, eps=cfg.norm_eps, dtype=dtype, rngs=rngs)
+        self.norm_kv = LayerNorm(cfg.width, eps=cfg.norm_eps, dtype=dtype, rngs=rngs)
         self.q = Linear(width, width, dtype=dtype, rngs=rngs)
         self.k = Linear(cfg.width, width, dtype=dtype, rngs=rngs)
         self.v = Linear(cfg.width, width, dtype=dtype, rngs=rngs)

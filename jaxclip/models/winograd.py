@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-WIDE = 48
+WIDE = 128
 """From so many channels on, the products saved outweigh the transforms (on a CPU, ``benchmarks/NOTES.md``)."""
 
 
@@ -23,20 +23,6 @@ def picture_gradient(kernel: Float[Array, "3 3 c e"], gradient: Float[Array, "n 
     # Transposed here, after the filter's transform, it is the product that reads its operand the other way.
     filters = _twice(_filter, [[kernel[2 - i, 2 - j] for j in range(3)] for i in range(3)])
     return _convolve(gradient, [[g.T for g in row] for row in filters])
-
-
-def kernel_gradient(x: Float[Array, "n H W c"], gradient: Float[Array, "n H W e"]) -> Float[Array, "3 3 c e"]:
-    """The gradient of :func:`conv3x3`'s kernel, from that of its output; as many products."""
-    tiles = _tiles(x)
-    _, rows, columns, c = tiles[0][0].shape
-    _, height, width, e = gradient.shape
-    gradient = jnp.pad(gradient, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
-    spread = _twice(_spread, [[gradient[:, i::2, j::2] for j in range(2)] for i in range(2)])
-    products = [
-        [d.reshape(-1, c).T @ g.reshape(-1, e) for d, g in zip(*pair, strict=True)]
-        for pair in zip(tiles, spread, strict=True)
-    ]
-    return jnp.stack([jnp.stack(row) for row in _twice(_gather, products)])
 
 
 def _convolve(x: Float[Array, "n H W c"], filters: list[list[Float[Array, "c e"]]]) -> Float[Array, "n H W e"]:
@@ -76,12 +62,3 @@ def _filter(g: list[Array]) -> list[Array]:
 
 def _output(m: list[Array]) -> list[Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
-
-
-def _spread(y: list[Array]) -> list[Array]:
-    return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]  # the transpose of _output
-
-
-def _gather(u: list[Array]) -> list[Array]:
-    half = (u[1] + u[2]) / 2  # the transpose of _filter
-    return [u[0] + half, (u[1] - u[2]) / 2, half + u[3]]

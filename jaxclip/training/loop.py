@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from jaxclip.compiler import compiler_options
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
 from jaxclip.mesh import AXIS
@@ -120,7 +121,8 @@ def fit(
     out, mesh = Path(out), train_mesh() if mesh is None else mesh
     everywhere, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
     state = _replicated(step.init(jax.random.key(seed)), everywhere)
-    update = jax.jit(step.update, donate_argnums=0, out_shardings=(everywhere, everywhere))
+    options = compiler_options(ynnpack_products=True)
+    update = jax.jit(step.update, donate_argnums=0, out_shardings=(everywhere, everywhere), compiler_options=options)
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(_manager(out / CHECKPOINTS, scored=score is not None))
         stopped = stack.enter_context(_sigterm())
