@@ -12,8 +12,8 @@ def compiler_options(*, ynnpack_products: bool) -> dict[str, str | bool]:
     """For ``jax.jit``: XLA's own convolutions on a CPU, and its own products where ``ynnpack_products`` is false.
 
     By default XLA's CPU backend leaves both to YNNPACK, whose convolutions are slower, up to 2.7 times; so are its
-    float32 products, by a tenth, but it alone uses a processor's bfloat16 instructions. In training neither makes a
-    difference (``benchmarks/NOTES.md``).
+    float32 products, by a tenth, but it alone uses a processor's bfloat16 instructions, and in training, where products
+    that do not wait for each other run side by side, its own are the faster (``benchmarks/NOTES.md``).
 
     Returns:
         No option where the default backend is no CPU, or where its compiler does not know this one, which is

@@ -350,27 +350,30 @@ def test_a_join_is_the_relu_of_a_sum() -> None:
 
     values = np.array([-2.0, -0.0, 0.0, 1e-30, 3.0, np.inf], np.float32)
     a, b = (jnp.asarray(x.reshape(-1, 1, 1, 1)) for x in np.meshgrid(values, values))
-    np.testing.assert_array_equal(joined(a, b), relu(a, b))
-    assert jnp.isnan(joined(a * jnp.nan, b)).all()
-    for argument in (0, 1):
-        ours, theirs = (jax.grad(lambda *x, f=f: f(*x).sum(), argument)(a, b) for f in (joined, relu))
-        np.testing.assert_array_equal(ours, theirs)
+    for rows in (True, False):
+        join = functools.partial(joined, rows=rows)
+        np.testing.assert_array_equal(join(a, b), relu(a, b))
+        assert jnp.isnan(join(a * jnp.nan, b)).all()
+        for argument in (0, 1):
+            ours, theirs = (jax.grad(lambda *x, f=f: f(*x).sum(), argument)(a, b) for f in (join, relu))
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
-    ("of", "training"), [(config.ViT, True), *itertools.product((config.ResNet, config.CLIPResNet), (True, False))]
+    ("of", "training"), [("ViT", True), *itertools.product(("basic", "bottleneck", "CLIP"), (True, False))]
 )
-def test_each_block_costs_what_the_one_before_did(of: type, training: bool) -> None:
+def test_each_block_costs_what_the_one_before_did(of: str, training: bool) -> None:
     """What a compiled block reads and writes does not grow with its depth: XLA's CPU backend would else compute sums of
     a residual stream anew for each of their readers, from those of all blocks before.
     """
 
     def traffic(depth: int) -> float:
         vision = {
-            config.ViT: lambda: dataclasses.replace(TINY, layers=depth),
-            config.ResNet: lambda: config.ResNet(32, (depth,), 16),
-            config.CLIPResNet: lambda: config.CLIPResNet(32, (depth, 1, 1, 1), 16, 32, 24),
-        }[of]()
+            "ViT": dataclasses.replace(TINY, layers=depth),
+            "basic": config.ResNet(32, (depth,), 16, block="basic"),
+            "bottleneck": config.ResNet(32, (depth,), 16),
+            "CLIP": config.CLIPResNet(32, (depth, 1, 1, 1), 16, 32, 24),
+        }[of]
         tower = build(vision)
         tower.train() if training else tower.eval()
         graph, state = nnx.split(tower)

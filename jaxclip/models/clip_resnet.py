@@ -41,7 +41,7 @@ class Bottleneck(nnx.Module):
         out = self.bn3(self.conv3(out))
         if self.shortcut_conv is not None and self.shortcut_bn is not None:
             x = self.shortcut_bn(self.shortcut_conv(x))
-        return joined(out, x)
+        return joined(out, x, rows=True)
 
 
 class AttentionPool(nnx.Module):

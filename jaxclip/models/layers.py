@@ -73,14 +73,22 @@ def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
 product.defvjp(lambda x, kernel: (multiply(x, kernel), (x, kernel)), _product_backward)
 
 
-def joined(branch: Float[Array, "*n c"], shortcut: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+def joined(
+    branch: Float[Array, "n h w c"], shortcut: Float[Array, "n h w c"], *, rows: bool
+) -> Float[Array, "n h w c"]:
     """``relu(branch + shortcut)`` at the end of a residual block, in the form that XLA's CPU backend computes once.
 
-    That is: as rows, which a product reads as they are, and as a choice among arrays. A maximum with zero it computes
-    anew wherever it is read, and before it the joins of all blocks above.
+    That is: as a choice among arrays, in the shape in which it is read. A maximum with zero, or what is reshaped, it
+    computes anew wherever it is read, and before it the joins of all blocks before.
+
+    Args:
+        branch: What the block computed.
+        shortcut: What goes around it.
+        rows: Whether 1x1 convolutions read it next, which are products of rows; else it is 3x3 ones.
     """
-    rows = (branch + shortcut).reshape(-1, branch.shape[-1])
-    return jnp.where(rows <= 0, 0, rows).reshape(branch.shape)
+    x = branch + shortcut
+    x = x.reshape(-1, x.shape[-1]) if rows else x
+    return jnp.where(x <= 0, 0, x).reshape(branch.shape)
 
 
 def apart(x: Float[Array, "n ..."], most: int) -> Float[Array, "k m ..."]:
@@ -140,12 +148,12 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
         self.deterministic = True
 
-    def __call__(self, x: Float[Array, "*n c"], *, mask: None = None) -> Float[Array, "*n c"]:
+    def __call__(self, x: Float[Array, "*n c"], *, mask: Any = None) -> Float[Array, "*n c"]:  # type: ignore[override]
         """Every row, normalised by its own moments."""
         if self.deterministic:
             return super().__call__(x)
         y = standardized(self.epsilon, x.astype(jnp.float32))
-        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)  # type: ignore[index]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -154,7 +162,7 @@ def batch_normalized(
 ) -> tuple[Float[Array, "*n c"], Float[Array, " c"], Float[Array, " c"]]:
     """``(x - mean) / sqrt(var + eps) * scale + bias``, with the mean and the variance of every channel.
 
-    The gradient is that of the first result, written out so that it reads the batch five times, not fifteen.
+    The gradient is that of the first result, written out: three readings of its own gradient and two of ``x``.
     """
     return _batch_normalized_forward(eps, x, scale, bias)[0]
 

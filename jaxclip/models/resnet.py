@@ -61,7 +61,7 @@ class Bottleneck(Block):
         """One residual block."""
         out = jax.nn.relu(self.bn1(self.conv1(x)))
         out = jax.nn.relu(self.bn2(self.conv2(out)))
-        return joined(self.bn3(self.conv3(out)), self.shortcut(x))
+        return joined(self.bn3(self.conv3(out)), self.shortcut(x), rows=True)
 
 
 class Basic(Block):
@@ -77,7 +77,7 @@ class Basic(Block):
     def __call__(self, x: Float[Array, "n H W c"]) -> Float[Array, "n h w e"]:
         """One residual block."""
         out = jax.nn.relu(self.bn1(self.conv1(x)))
-        return joined(self.bn2(self.conv2(out)), self.shortcut(x))
+        return joined(self.bn2(self.conv2(out)), self.shortcut(x), rows=False)
 
 
 class ResNet(nnx.Module):

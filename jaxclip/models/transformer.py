@@ -82,7 +82,10 @@ class Block(nnx.Module):
         self.heads, self.causal, self.activation = heads, causal, activation
 
     def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
-        """One block; the softmax is in float32 whatever the type of ``x``."""
+        """One block; the softmax is in float32 whatever the type of ``x``.
+
+        Tokens are rows within: of an array that is reshaped to be multiplied, XLA's CPU backend keeps both shapes.
+        """
         shape = x.shape
         x = x.reshape(-1, shape[-1])
         q, k, v = (a.reshape(*shape[:2], self.heads, -1) for a in jnp.split(self.qkv(self.norm1(x)), 3, axis=-1))
