@@ -136,6 +136,8 @@ def test_what_computes_a_convolution_of_3x3() -> None:
         return jax.grad(lambda x, kernel: jnp.sin(convolutions.trained(x, kernel)).sum(), (0, 1))(x, kernel)
 
     assert program(gradients, layer.kernel[...]) == (32, 1)
+    narrow.train()
+    assert program(jax.grad(lambda x: jnp.sin(narrow(x)).sum()), x[..., :32]) == (0, 2)
     layer.eval()
     assert program(layer.__call__) == (16, 0)
 

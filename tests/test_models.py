@@ -328,17 +328,19 @@ def test_layer_norm_is_pytorchs_in_training_and_evaluation() -> None:
     rows = torch.from_numpy(x).requires_grad_()
     expected = reference(rows)
     expected.sin().sum().backward()
-    for mode in (ours.eval, ours.train):
-        mode()
+    half = LayerNorm(24, eps=1e-3, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
+    nnx.update(half, nnx.state(ours))
+    rounded = x.astype(jnp.bfloat16)
+    for mode in ("eval", "train"):
+        getattr(ours, mode)()
+        getattr(half, mode)()
         graph, params = nnx.split(ours)
         np.testing.assert_allclose(ours(x), expected.detach(), atol=1e-5)
         of_x, of_params = jax.grad(lambda x, p, g=graph: jnp.sin(nnx.merge(g, p)(x)).sum(), (0, 1))(x, params)
         np.testing.assert_allclose(of_x, rows.grad, atol=1e-5)
         np.testing.assert_allclose(of_params["scale"][...], reference.weight.grad, atol=1e-4)
         np.testing.assert_allclose(of_params["bias"][...], reference.bias.grad, atol=1e-4)
-        half = LayerNorm(24, eps=1e-3, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
-        nnx.update(half, params)
-        rounded = x.astype(jnp.bfloat16)
+        assert half(rounded).dtype == jnp.bfloat16
         np.testing.assert_allclose(half(rounded), ours(rounded.astype(np.float32)), rtol=2**-7, atol=2**-7)
 
 
