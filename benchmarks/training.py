@@ -33,8 +33,8 @@ def measure(label: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
         weights = alone(make, peer, folder, batch)
-        ours = stack.enter_context(process(_jaxclip, folder, dtype_of(label)))
-        theirs = stack.enter_context(process(_torch, peer, weights, folder, dtype_of(label)))
+        ours = stack.enter_context(process(step_of_jaxclip, folder, dtype_of(label)))
+        theirs = stack.enter_context(process(step_of_torch, peer, weights, folder, dtype_of(label)))
         loss, expected = ours("step").value, theirs("step").value
         if abs(loss / expected - 1) > CLOSE[dtype_of(label)]:
             raise AssertionError(f"{label}: the losses are {loss} and {expected}: no fair comparison")
@@ -70,7 +70,8 @@ def _answers(batch: int, context_length: int = 77, vocabulary: int = 49408) -> t
     return tokens, random.integers(0, 1000, batch)
 
 
-def _jaxclip(folder: Path, dtype: str) -> Functions:
+def step_of_jaxclip(folder: Path, dtype: str) -> Functions:
+    """Our side: "step" makes one, and gives its loss."""
     from jaxclip.memory import keep_memory
 
     keep_memory()
@@ -102,17 +103,18 @@ def _jaxclip(folder: Path, dtype: str) -> Functions:
     return {"step": run}
 
 
-def _torch(peer: Peer, weights: Path, folder: Path, dtype: str) -> Functions:
+def step_of_torch(peer: Peer, weights: Path, folder: Path, dtype: str, device: str = "cpu") -> Functions:
+    """PyTorch's side, on a device of its own naming."""
     import torch
 
-    model = torch_model(peer, weights).train()
+    model = torch_model(peer, weights).to(device).train()
     images = np.load(folder / IMAGES)
-    tokens, labels = map(torch.from_numpy, _answers(len(images)))
-    pixels = torch_images(peer, images)
+    tokens, labels = (torch.from_numpy(answer).to(device) for answer in _answers(len(images)))
+    pixels = torch_images(peer, images).to(device)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(B1, B2), eps=EPS)
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(B1, B2), eps=EPS, fused=device != "cpu" or None)
 
     def loss() -> Any:
         if peer[0] != "open_clip":
@@ -123,7 +125,7 @@ def _torch(peer: Peer, weights: Path, folder: Path, dtype: str) -> Functions:
 
     def run() -> float:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
             value = loss()
         value.backward()
         optimizer.step()

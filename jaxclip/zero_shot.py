@@ -67,5 +67,8 @@ def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _add_unit(sums: Float[Array, "c d"], h: Float[Array, "n d"], rows: Int[np.ndarray, " n"]) -> Float[Array, "c d"]:
-    """Adds each unit embedding to its class's row; a row that does not exist is padding, and dropped."""
-    return sums.at[rows].add(_unit(h), mode="drop")
+    """Adds each unit embedding to its class's row; a row that does not exist is padding, and dropped.
+
+    As a product: a GPU adds to rows in any order, so that two runs would differ in rounding.
+    """
+    return sums + jnp.matmul(jax.nn.one_hot(rows, len(sums)).T, _unit(h), precision="highest")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks import contest, scaling
+from benchmarks import contest, gpu, scaling
 from benchmarks.__main__ import SUITES, tables
 from benchmarks.contest import Turn, process, ratio, take_turns
 from benchmarks.flops import flops
@@ -169,6 +169,19 @@ def test_tables_say_what_was_measured() -> None:
     assert "said (another, load 1.5 to 2.5):" in text
     assert "| ResNet-50, batch 8 | 8 | 5.33 | 1.50 | 1.0 (2.0) GB |" in text
     assert "Scaling" not in text, "a table of nothing"
+
+
+def test_a_gpus_table_says_what_was_measured() -> None:
+    """Rates and shares from made-up seconds: 100 pictures of 2 TFLOP in 0.5 s are 400 TFLOP/s."""
+    encoded = {
+        "machine": "NVIDIA H100 80GB HBM3, jax 1", "batch": 100, "flop": 2 * 10**14, "product flop": 10**13,
+        "seconds": {"jaxclip": [0.5], "PyTorch": [1.0], "torch.compile": [0.6], "XLA GEMM": [0.0125]},
+        "memory": {"jaxclip": 2e9, "PyTorch": 3e9},
+    }  # fmt: skip
+    trained = encoded | {"machine": "another", "seconds": {"jaxclip": [0.5], "PyTorch": [1.0]}}
+    text = gpu.table({"encoding A, GPU": encoded, "training B, GPU": trained})
+    assert "| encoding A, batch 100 | 200 | 100 | 167 | 1.20 | 400 | 50% | 40% | 2.0 (3.0) GB |" in text
+    assert "| training B, batch 100 | 200 | 100 | – | 2.00 | 400 | – | – | 2.0 (3.0) GB |" in text
 
 
 def test_what_a_processor_can_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,13 @@ def test_float32_products_are_left_to_xla_and_others_to_ynnpack() -> None:
         assert ("ynn_fusion" in program) == ynnpack
 
 
+def test_a_gpu_leaves_products_to_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes biases and residual sums in; a TPU is told nothing."""
+    for backend, expected in (("gpu", {compiler.TRITON: False}), ("tpu", {})):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert compiler.compiler_options.__wrapped__(ynnpack_products=True) == expected
+
+
 def test_a_compiler_that_does_not_know_the_option_is_not_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else no model would run with a jaxlib that calls it otherwise."""
     monkeypatch.setattr(compiler, "KERNELS", "xla_cpu_no_such_option")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import types
 from collections.abc import Callable
 
 import jax
@@ -73,7 +74,7 @@ def test_scan_runs_every_block_once_and_in_order(training: bool) -> None:
     graph, stacked = nnx.split(stack.blocks)
     outputs = [x]
     for i in range(depth):
-        outputs.append(nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))(outputs[-1]))
+        outputs.append(nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))(outputs[-1], 7))
     last, kept = stack(x, layers=(3, 1))
     np.testing.assert_allclose(last, outputs[depth], rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(kept[0], outputs[3], rtol=2e-5, atol=1e-5)
@@ -249,12 +250,68 @@ def test_attention_and_its_gradients_are_jaxs(tokens: int, causal: bool) -> None
     def total(attention: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
         return jnp.sum(weights * attention(*inputs))
 
-    ours = functools.partial(transformer.attention, causal=causal)
+    ours = functools.partial(transformer.attention, causal=causal, tokens=tokens)
     oracle = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
     np.testing.assert_allclose(ours(q, k, v), oracle(q, k, v), atol=3e-5)
     gradients = [jax.grad(functools.partial(total, a), (0, 1, 2))(q, k, v) for a in (ours, oracle)]
     for a, b in zip(*gradients, strict=True):
         np.testing.assert_allclose(a, b, atol=3e-4 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_token_attends_to_padding(causal: bool) -> None:
+    """On a GPU an odd number of tokens is padded in training: what stands there must not reach the others."""
+    q, k, v = (jax.random.normal(key, (2, 8, 3, 8)) for key in jax.random.split(jax.random.key(0), 3))
+    whole = transformer.attention(q[:, :7], k[:, :7], v[:, :7], causal, 7)
+    padded = transformer.attention(q, 1e3 * k.at[:, :7].divide(1e3), v, causal, 7)
+    np.testing.assert_allclose(padded[:, :7], whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_an_nvidia_gpu_computes_is_the_same(causal: bool, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, queries, keys and values are products of their own, and odd tokens are padded in training. All that stays
+    in place here is cuDNN's attention, for which JAX's own stands.
+    """
+    options = {"activation": "gelu", "eps": 1e-5, "causal": causal, "layer_scale": False, "dtype": jnp.dtype("float32")}
+    stack = randomized(nnx.eval_shape(lambda: Transformer(48, 3, 3, 96, remat=False, rngs=nnx.Rngs(0), **options)))
+    stack.train() if training else stack.eval()
+    graph, state = nnx.split(stack)
+    x, weights = jax.random.normal(jax.random.key(2), (2, 2, 7, 48))
+    jaxs, calls = jax.nn.dot_product_attention, []
+
+    def attention(*args: jax.Array, implementation: str | None, **kwargs) -> jax.Array:
+        calls.append((args[0].shape[1], implementation))
+        return jaxs(*args, **kwargs)
+
+    def total(state: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, kept = nnx.merge(graph, state)(x, layers=(2,))
+        return jnp.sum(weights * (y + kept[0])), y
+
+    want = jax.value_and_grad(total, (0, 1), has_aux=True)(state, x)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    monkeypatch.setattr(transformer, "has_flash_attention", lambda dtype, width: True)
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *args, default, cpu=None, cuda=None: (cuda or default)(*args)
+    )
+    found = jax.value_and_grad(total, (0, 1), has_aux=True)(state, x)
+    assert calls and set(calls) == {(8 if training else 7, "cudnn")}
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+def test_which_device_has_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's from Ampere on, in two bytes and with heads that cuDNN takes; elsewhere JAX's own is used."""
+
+    def has(capability: str, dtype: str = "bfloat16", width: int = 64) -> bool:
+        device = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+        return transformer.has_flash_attention(jnp.dtype(dtype), width)
+
+    assert has("8.0") and has("9.0") and has("12.0", "float16", 128)
+    assert not (has("7.5") or has("gfx90a") or has("9.0", "float32") or has("9.0", width=60) or has("9.0", width=136))
+    monkeypatch.undo()
+    assert not transformer.has_flash_attention(jnp.dtype("bfloat16"), 64) or jax.default_backend() == "gpu"
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "quick_gelu"])

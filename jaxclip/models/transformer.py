@@ -18,18 +18,19 @@ TOKENS = 1600
 
 
 def attention(
-    q: Float[Array, "n t h d"], k: Float[Array, "n t h d"], v: Float[Array, "n t h d"], causal: bool
+    q: Float[Array, "n t h d"], k: Float[Array, "n t h d"], v: Float[Array, "n t h d"], causal: bool, tokens: int
 ) -> Float[Array, "n t h d"]:
-    """Multi-head attention with a float32 softmax; a causal one sees no later token.
+    """Multi-head attention with a float32 softmax; a causal one sees no later token, and none sees what follows
+    the first ``tokens``, which is padding.
 
     On a CPU, heads come first in memory, and it is the output that is divided by the softmax's sums: XLA then computes
-    all of it in one loop over blocks, which is several times as fast, if the queries are no more than ``QUERIES``.
-    """
+    all of it in one loop over blocks, which is several times as fast, if the queries are no more than ``QUERIES``. On a
+    GPU, cuDNN's flash attention where :func:`has_flash_attention`.
+    """  # noqa: D205
 
     def heads_first(q: Array, k: Array, v: Array) -> Array:
-        q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-        tokens = q.shape[2]
-        seen = jnp.tri(tokens, dtype=bool) if causal else None
+        q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k[:, :tokens], v[:, :tokens]))
+        seen = jnp.tri(q.shape[2], tokens, dtype=bool) if causal else None
 
         def attend(rows: slice) -> Array:
             logits = jnp.einsum("nhtd,nhsd->nhts", q[:, :, rows], k, preferred_element_type=jnp.float32)
@@ -40,13 +41,26 @@ def attention(
             out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
             return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
-        count = -(-tokens // QUERIES)
-        bounds = [tokens * i // count for i in range(count + 1)]
+        count = -(-q.shape[2] // QUERIES)
+        bounds = [q.shape[2] * i // count for i in range(count + 1)]
         blocks = [attend(slice(*ends)) for ends in itertools.pairwise(bounds)]
         return jnp.concatenate(blocks, axis=2).transpose(0, 2, 1, 3)
 
-    other = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
+    padded = tokens < k.shape[1] and not causal  # behind a causal mask padding is not seen anyway
+    other = functools.partial(
+        jax.nn.dot_product_attention,
+        key_value_seq_lengths=jnp.full(len(k), tokens) if padded else None,
+        is_causal=causal,
+        implementation="cudnn" if has_flash_attention(q.dtype, q.shape[-1]) else None,
+    )
     return jax.lax.platform_dependent(q, k, v, cpu=heads_first, default=other)
+
+
+def has_flash_attention(dtype: jnp.dtype, width: int) -> bool:
+    """Whether cuDNN's flash attention takes heads of this type and width: an NVIDIA GPU of Ampere's kind or later."""
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # "9.0"; AMD's is a name
+    ampere = capability.partition(".")[0].isdigit() and float(capability) >= 8
+    return ampere and dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
 
 
 class Block(nnx.Module):
@@ -81,15 +95,15 @@ class Block(nnx.Module):
         self.scale2 = nnx.Param(jnp.full(width, 1e-5)) if layer_scale else None
         self.heads, self.causal, self.activation = heads, causal, activation
 
-    def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
-        """One block; the softmax is in float32 whatever the type of ``x``.
+    def __call__(self, x: Float[Array, "n t w"], tokens: int) -> Float[Array, "n t w"]:
+        """One block; the softmax is in float32 whatever the type of ``x``. No token sees those after ``tokens``.
 
         Tokens are rows within: of an array that is reshaped to be multiplied, XLA's CPU backend keeps both shapes.
         """
         shape = x.shape
         x = x.reshape(-1, shape[-1])
-        q, k, v = (a.reshape(*shape[:2], self.heads, -1) for a in jnp.split(self.qkv(self.norm1(x)), 3, axis=-1))
-        attended = self.out(attention(q, k, v, self.causal).reshape(x.shape))
+        q, k, v = (a.reshape(*shape[:2], self.heads, -1) for a in self.qkv.parts(self.norm1(x), 3))
+        attended = self.out(attention(q, k, v, self.causal, tokens).reshape(x.shape))
         x = x + (attended if self.scale1 is None else attended * self.scale1[...].astype(x.dtype))
         hidden = self.mlp_out(activate(self.activation, self.mlp_in(self.norm2(x))))
         return (x + (hidden if self.scale2 is None else hidden * self.scale2[...].astype(x.dtype))).reshape(shape)
@@ -98,9 +112,10 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """``depth`` blocks whose parameters are stacked along a leading axis, run by one ``jax.lax.scan``.
 
-    One block is compiled, whatever the depth; but in training on a CPU the scan is unrolled, which spares it buffers of
-    zeros and copies. ``remat`` recomputes each block's activations in the backward pass, and keeps the scan. In
-    evaluation on a CPU, each block takes a large batch in parts, whose activations stay in the caches.
+    One block is compiled, whatever the depth; but in training the scan is unrolled, which spares it buffers of zeros,
+    copies, and what XLA would rather compute again. ``remat`` recomputes each block's activations in the backward pass,
+    and keeps the scan. In evaluation on a CPU, each block takes a large batch in parts, whose activations stay in the
+    caches.
     """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_width: int, *, remat: bool, rngs: nnx.Rngs, **block):
@@ -124,15 +139,16 @@ class Transformer(nnx.Module):
         Returns:
             The last block's output, and the kept outputs in the order of ``layers``. Only these are held in memory.
         """
-        run = functools.partial(self._run, tuple(layers))
-        if self.blocks.qkv.deterministic:
-            on_cpu = functools.partial(run, max(1, TOKENS // x.shape[1]), 1)
-        else:
-            on_cpu = functools.partial(run, len(x), 1 if self.remat else self.depth)
-        return jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(run, len(x), 1))
+        training, (n, tokens, width) = not self.blocks.qkv.deterministic, x.shape
+        if training and has_flash_attention(x.dtype, width // self.blocks.heads):
+            x = jnp.pad(x, ((0, 0), (0, tokens % 2), (0, 0)))  # its gradient knows no odd number of tokens
+        run = functools.partial(self._run, tuple(layers), tokens, self.depth if training and not self.remat else 1)
+        on_cpu = functools.partial(run, n if training else max(1, TOKENS // tokens))
+        x, kept = jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(run, n))
+        return x[:, :tokens], kept[:, :, :tokens]
 
     def _run(
-        self, layers: tuple[int, ...], at_once: int, unroll: int, x: Float[Array, "n t w"]
+        self, layers: tuple[int, ...], tokens: int, unroll: int, at_once: int, x: Float[Array, "n t w"]
     ) -> tuple[Float[Array, "n t w"], Float[Array, "l n t w"]]:
         graph, stacked = nnx.split(self.blocks)
         slots = jnp.array([layers.index(i) if i in layers else len(layers) for i in range(1, self.depth + 1)])
@@ -140,7 +156,7 @@ class Transformer(nnx.Module):
         def step(carry, inputs):
             x, kept = carry
             block, slot = inputs
-            x = each_part(nnx.merge(graph, block), x)
+            x = each_part(functools.partial(nnx.merge(graph, block), tokens=tokens), x)
             if layers:
                 kept = kept.at[slot].set(x, mode="drop")  # the slot past the end is for the blocks not asked for
             return (x, kept), None

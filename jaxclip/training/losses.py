@@ -83,5 +83,6 @@ def cross_entropy(
 def _logits(
     images: Float[Array, "n d"], texts: Float[Array, "n d"], log_scale: Float[Array, ""], bias: Float[Array, ""] | None
 ) -> Float[Array, "n n"]:
-    logits = jnp.exp(log_scale) * (unit(images) @ unit(texts).T)
+    cosines = jnp.matmul(unit(images), unit(texts).T, precision="highest")  # few, and times up to 100
+    logits = jnp.exp(log_scale) * cosines
     return logits if bias is None else logits + bias
