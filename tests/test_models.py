@@ -154,9 +154,14 @@ def test_encoders_have_forward_mode_derivatives(images: jax.Array) -> None:
     for vision in (TINY, config.CLIPResNet(32, (1, 1, 1, 1), 8, 4, 24), config.ResNet(32, (1, 1), 8)):
         tower = build(vision).vision
         tangent = jax.random.normal(jax.random.key(5), images.shape)
-        h, forward = jax.jvp(lambda x, tower=tower: tower(x)[0], (images,), (tangent,))
+        graph, state = nnx.split(tower)
+
+        def encode(x: jax.Array, graph: nnx.GraphDef = graph, state: nnx.State = state) -> jax.Array:
+            return nnx.merge(graph, state)(x)[0]
+
+        h, forward = jax.jit(lambda x, t, encode=encode: jax.jvp(encode, (x,), (t,)))(images, tangent)
         weights = jax.random.normal(jax.random.key(6), h.shape)
-        (backward,) = jax.vjp(lambda x, tower=tower: tower(x)[0], images)[1](weights)
+        (backward,) = jax.jit(lambda x, w, encode=encode: jax.vjp(encode, x)[1](w))(images, weights)
         assert float((forward * weights).sum()) == pytest.approx(float((backward * tangent).sum()), rel=1e-3)
 
 
@@ -288,15 +293,18 @@ def test_what_an_nvidia_gpu_computes_is_the_same(causal: bool, training: bool, m
         y, kept = nnx.merge(graph, state)(x, layers=(2,))
         return jnp.sum(weights * (y + kept[0])), y
 
-    want = jax.value_and_grad(total, (0, 1), has_aux=True)(state, x)
+    def gradients() -> list[jax.Array]:
+        return jax.tree.leaves(jax.jit(lambda *of: jax.value_and_grad(total, (0, 1), has_aux=True)(*of))(state, x))
+
+    want = gradients()
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
     monkeypatch.setattr(transformer, "has_flash_attention", lambda dtype, width: True)
     monkeypatch.setattr(
         jax.lax, "platform_dependent", lambda *args, default, cpu=None, cuda=None: (cuda or default)(*args)
     )
-    found = jax.value_and_grad(total, (0, 1), has_aux=True)(state, x)
+    found = gradients()
     assert calls and set(calls) == {(8 if training else 7, "cudnn")}
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+    for a, b in zip(found, want, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
 
 

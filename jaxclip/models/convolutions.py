@@ -31,9 +31,7 @@ def conv(n_in: int, n_out: int, size: int, *, stride: int = 1, dtype: jnp.dtype,
 class Pointwise(nnx.Conv):
     """A 1x1 convolution as what it is, one linear map of every position: see :class:`~jaxclip.models.layers.Linear`."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.deterministic = True
+    deterministic = True
 
     def __call__(self, inputs: Float[Array, "n H W c"], out_sharding: None = None) -> Float[Array, "n h w e"]:
         """The map of every position, or with a stride of every so many."""
@@ -50,9 +48,7 @@ class Conv3x3(nnx.Conv):
     ``deterministic`` is toggled by nnx's ``model.train()`` and ``model.eval()``; a new model is in evaluation mode.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.deterministic = True
+    deterministic = True
 
     def __call__(self, inputs: Float[Array, "n H W c"], out_sharding: Any = None) -> Float[Array, "n h w e"]:
         """The convolution."""
