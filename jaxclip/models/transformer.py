@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ def attention(
 
     On a CPU, heads come first in memory, and it is the output that is divided by the softmax's sums: XLA then computes
     all of it in one loop over blocks, which is several times as fast, if the queries are no more than ``QUERIES``. On a
-    GPU, cuDNN's flash attention where :func:`has_flash_attention`.
+    GPU, cuDNN's flash attention where :func:`has_flash_attention`: JAX refuses its gradient for an odd number of
+    tokens, which are padded for it, and it has no forward-mode derivative.
     """  # noqa: D205
 
     def heads_first(q: Array, k: Array, v: Array) -> Array:
@@ -46,13 +48,22 @@ def attention(
         blocks = [attend(slice(*ends)) for ends in itertools.pairwise(bounds)]
         return jnp.concatenate(blocks, axis=2).transpose(0, 2, 1, 3)
 
-    padded = tokens < k.shape[1] and not causal  # behind a causal mask padding is not seen anyway
-    other = functools.partial(
-        jax.nn.dot_product_attention,
-        key_value_seq_lengths=jnp.full(len(k), tokens) if padded else None,
-        is_causal=causal,
-        implementation="cudnn" if has_flash_attention(q.dtype, q.shape[-1]) else None,
-    )
+    def jaxs(q: Array, k: Array, v: Array, implementation: Literal["cudnn"] | None = None) -> Array:
+        seen = jnp.full(len(k), tokens) if tokens < k.shape[1] and not causal else None  # a causal mask hides the rest
+        return jax.nn.dot_product_attention(
+            q, k, v, is_causal=causal, key_value_seq_lengths=seen, implementation=implementation
+        )
+
+    @jax.custom_vjp
+    def flash(q: Array, k: Array, v: Array) -> Array:
+        return jaxs(q, k, v, "cudnn")
+
+    def even(q: Array, k: Array, v: Array) -> Array:
+        q_even, k_even, v_even = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
+        return jaxs(q_even, k_even, v_even, "cudnn")[:, : q.shape[1]]
+
+    flash.defvjp(functools.partial(jax.vjp, even), lambda pull, gradient: pull(gradient))
+    other = flash if has_flash_attention(q.dtype, q.shape[-1]) else jaxs
     return jax.lax.platform_dependent(q, k, v, cpu=heads_first, default=other)
 
 
@@ -141,7 +152,7 @@ class Transformer(nnx.Module):
         """
         training, (n, tokens, width) = not self.blocks.qkv.deterministic, x.shape
         if training and has_flash_attention(x.dtype, width // self.blocks.heads):
-            x = jnp.pad(x, ((0, 0), (0, tokens % 2), (0, 0)))  # its gradient knows no odd number of tokens
+            x = jnp.pad(x, ((0, 0), (0, tokens % 2), (0, 0)))  # once, not in the attention of every block
         run = functools.partial(self._run, tuple(layers), tokens, self.depth if training and not self.remat else 1)
         on_cpu = functools.partial(run, n if training else max(1, TOKENS // tokens))
         x, kept = jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(run, n))
