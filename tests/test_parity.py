@@ -20,7 +20,7 @@ from checkpoints_conversion.convert import convert
 from checkpoints_conversion.verify import Difference, compare, inputs, verify
 from jaxclip import config
 
-FAST = ("open_clip ViT-B-32", "openai RN50-quickgelu", "timm resnet50", "torchvision resnet34", "torchvision vit_b_32")
+FAST = ("open_clip ViT-B-32", "openai RN50-quickgelu", "torchvision resnet34", "torchvision vit_b_32")
 
 
 @pytest.mark.parametrize(
