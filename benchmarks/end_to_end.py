@@ -45,7 +45,7 @@ def measure(label: str) -> dict[str, Any]:
             *("--data", str(SAMPLES), "--batch-size", str(BATCH), "--dtype", dtype_of(label), "--out"),
         ]
         theirs = [sys.executable, "-m", "benchmarks.end_to_end", *CASES[label][:2], str(weights), str(SAMPLES)]
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+        environment = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PLATFORMS": "cpu"}
         turns = {"jaxclip": 0, "PyTorch": 0}
 
         def command(name: str, words: list[str]) -> Callable[[], Turn]:
@@ -53,7 +53,7 @@ def measure(label: str) -> dict[str, Any]:
                 turns[name] += 1
                 start = time.perf_counter()
                 out = str(folder / f"{name} {turns[name]}")
-                subprocess.run([*words, out], check=True, env=os.environ | cache, stdout=subprocess.DEVNULL)
+                subprocess.run([*words, out], check=True, env=os.environ | environment, stdout=subprocess.DEVNULL)
                 return Turn(time.perf_counter() - start, None)
 
             return run

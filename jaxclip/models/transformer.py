@@ -49,7 +49,8 @@ def attention(
         return jnp.concatenate(blocks, axis=2).transpose(0, 2, 1, 3)
 
     def jaxs(q: Array, k: Array, v: Array, implementation: Literal["cudnn"] | None = None) -> Array:
-        seen = jnp.full(len(k), tokens) if tokens < k.shape[1] and not causal else None  # a causal mask hides the rest
+        padded = tokens < k.shape[1] and not causal  # a causal mask hides padding anyway
+        seen = jnp.full(len(k), tokens, jnp.int32) if padded else None
         return jax.nn.dot_product_attention(
             q, k, v, is_causal=causal, key_value_seq_lengths=seen, implementation=implementation
         )
