@@ -104,6 +104,11 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 
+def speeds(result: Mapping[str, Any]) -> dict[str, float]:
+    """What each contestant does in a second, from a result's "batch" and the "seconds" of its turns."""
+    return {name: result["batch"] / statistics.median(taken) for name, taken in result["seconds"].items()}
+
+
 def peak_memory() -> int:
     """The most bytes of memory that this process has held (Linux)."""
     status = Path("/proc/self/status").read_text()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import Functions, Turn, alone, dtype_of, process, ratio, span, take_turns
+from benchmarks.contest import Functions, Turn, alone, dtype_of, process, ratio, span, speeds, take_turns
 from benchmarks.peers import CLOSE, CONVERTED, IMAGES, Peer, make, torch_images, torch_model
 
 TITLE = "Image encoders, batch 32, on the same pictures, float32 where nothing else is said"
@@ -94,8 +94,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for label, result in results.items():
-        seconds, batch = result["seconds"], result["batch"]
-        speed = {name: batch / statistics.median(taken) for name, taken in seconds.items()}
+        seconds, batch, speed = result["seconds"], result["batch"], speeds(result)
         best = max(("PyTorch", "torch.compile"), key=lambda name: speed[name])
         share = result["flop"] / batch * speed["jaxclip"] / _rate(seconds, XLA)
         memory, compiling = result["peak memory bytes"], result["compile seconds"]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import training
-from benchmarks.contest import Functions, Turn, alone, process, ratio, take_turns
+from benchmarks.contest import Functions, Turn, alone, process, ratio, speeds, take_turns
 from benchmarks.peers import CLOSE, CONVERTED, IMAGES, Peer, make, torch_images, torch_model
 
 TITLE = "On a GPU, in bfloat16"
@@ -111,8 +111,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for label, result in results.items():
-        seconds, memory = result["seconds"], result["memory"]
-        speed = {name: result["batch"] / statistics.median(taken) for name, taken in seconds.items()}
+        seconds, memory, speed = result["seconds"], result["memory"], speeds(result)
         best = max(speed.keys() & {"PyTorch", "torch.compile"}, key=lambda name: speed[name])
         rate = result["flop"] / result["batch"] * speed["jaxclip"]
         limits = [None, next((peak for card, peak in PEAK.items() if result["machine"].startswith(card)), None)]

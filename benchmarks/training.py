@@ -4,7 +4,6 @@ In bfloat16 both compute in bfloat16 where their own rules say so (PyTorch's aut
 """
 
 import contextlib
-import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import Functions, alone, dtype_of, process, ratio, take_turns
+from benchmarks.contest import Functions, alone, dtype_of, process, ratio, speeds, take_turns
 from benchmarks.peers import CONVERTED, IMAGES, Peer, make, torch_images, torch_model
 
 TITLE = "One training step (forward, backward, AdamW), float32 where nothing else is said"
@@ -52,8 +51,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for label, result in results.items():
-        seconds, memory = result["seconds"], result["peak memory bytes"]
-        speed = {name: result["batch"] / statistics.median(taken) for name, taken in seconds.items()}
+        seconds, memory, speed = result["seconds"], result["peak memory bytes"], speeds(result)
         lines.append(
             f"| {label} | {speed['jaxclip']:.3g} | {speed['PyTorch']:.3g} "
             f"| {ratio(seconds['jaxclip'], seconds['PyTorch']):.2f} "
