@@ -126,7 +126,9 @@ def dtype_of(label: str) -> str:
 
 
 def can_run(label: str) -> bool:
-    """Whether the case is worth while here: without bfloat16 instructions PyTorch takes minutes for a batch."""
+    """Whether the case is worth while here: on an NVIDIA GPU if its label ends so; on a CPU without bfloat16
+    instructions PyTorch takes minutes for a batch of that type.
+    """
     if label.endswith("GPU"):
         return Path("/dev/nvidia0").exists()
     return dtype_of(label) == "float32" or _vectors(_processor()).endswith("bf16")

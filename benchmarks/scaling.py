@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import gpu
 from benchmarks.contest import Functions, alone, process
 from benchmarks.peers import CONVERTED, IMAGES, Peer, make
 
@@ -27,7 +28,7 @@ PICTURES = {
     "imagenet": 50_000, "imagenet_v2": 10_000, "imagenet_r": 30_000, "imagenet_sketch": 50_889, "objectnet": 18_574,
     "imagenet_a": 7_500, "broden": 63_305,
 }  # fmt: skip
-PEAK = {"one H100": 989e12, "one v5e-8": 8 * 197e12}
+PEAK = {"one H100": gpu.PEAK["NVIDIA H100 80GB HBM3"], "one v5e-8": 8 * 197e12}
 """Dense bfloat16 FLOP/s, from the data sheets."""
 UTILISATION = 0.4
 DECODED = 195
