@@ -1,9 +1,10 @@
 """The optimiser of a recipe, from Optax's parts: named parameters in, a gradient transformation out."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def make_optimizer(cfg: Optimizer, updates: int, params: Mapping[str, Array]) ->
     )
     factors = layer_factors(params, cfg.layer_decay)
     tx = optax.chain(
-        *([optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm is not None else []),
+        *([optax.stateless(functools.partial(clipped, cfg.clip_norm))] if cfg.clip_norm is not None else []),
         *adapt,
         *([optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, factors))] if cfg.layer_decay < 1 else []),
         optax.scale_by_learning_rate(schedule(cfg, updates)),
@@ -98,6 +99,20 @@ def make_optimizer(cfg: Optimizer, updates: int, params: Mapping[str, Array]) ->
     if cfg.accumulate > 1:
         return optax.MultiSteps(tx, cfg.accumulate).gradient_transformation()
     return tx
+
+
+def gradient_norm(gradients: Mapping[str, Float[Array, "..."]]) -> Float[Array, ""]:
+    """The length of all gradients together: optax's ``tree.norm``, as products with themselves.
+
+    Squares, XLA's CPU backend would write out, where Adam needs them too.
+    """
+    return jnp.sqrt(optax.tree.vdot(gradients, gradients))
+
+
+def clipped(most: float, gradients: Mapping[str, Float[Array, "..."]], _: Any = None) -> dict[str, Float[Array, "..."]]:
+    """Optax's ``clip_by_global_norm``, of :func:`gradient_norm`, which a step logs and so computes once."""
+    factor = jnp.minimum(1.0, most / gradient_norm(gradients))
+    return {name: gradient * factor for name, gradient in gradients.items()}
 
 
 def decays(name: str) -> bool:

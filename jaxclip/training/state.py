@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxclip import checkpoint
 from jaxclip.models import clip
 from jaxclip.training.losses import clip_log_scale
+from jaxclip.training.optimizer import gradient_norm
 
 Batch = Mapping[str, Array]
 Objective = Callable[[Any, Batch, Key[Array, ""]], tuple[Float[Array, ""], dict[str, Array]]]
@@ -107,7 +108,7 @@ def make_step(
         if ema_decay is not None:
             weight = jnp.where((state.step + 1) % accumulate == 0, 1 - ema_decay, 0.0)
             average = optax.incremental_update({**params, **rest}, average, weight)
-        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **metrics}
+        metrics = {"loss": value, "gradient_norm": gradient_norm(gradients), **metrics}
         return TrainState(state.step + 1, params, rest, optimizer, average, state.key), metrics
 
     return Step(init, update)
