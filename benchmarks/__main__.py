@@ -6,15 +6,15 @@ from typing import Any
 
 import tyro
 
-from benchmarks import analysis, encoders, end_to_end, gpu, scaling, training
+from benchmarks import analysis, encoders, end_to_end, gpu, input_pipeline, scaling, training
 from benchmarks.contest import can_run, machine, span
 from jaxclip.files import new_file, replace_section
 
 RESULTS = Path(__file__).parent / "results.json"
 README = Path(__file__).parent.parent / "README.md"
 SUITES: dict[str, Any] = {
-    "encoders": encoders, "end_to_end": end_to_end, "training": training, "gpu": gpu, "analysis": analysis,
-    "scaling": scaling,
+    "encoders": encoders, "end_to_end": end_to_end, "input": input_pipeline, "training": training, "gpu": gpu,
+    "analysis": analysis, "scaling": scaling,
 }  # fmt: skip
 
 

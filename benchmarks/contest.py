@@ -30,7 +30,7 @@ def process(prepare: Callable[..., Functions], *args: Any) -> Iterator[Callable[
     has held since all was prepared. The process waits, idle, between calls.
     """
     here, there = multiprocessing.get_context("spawn").Pipe()
-    child = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, prepare, args), daemon=True)
+    child = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, prepare, args))
     child.start()
     there.close()
 

@@ -1,39 +1,85 @@
-"""Speed of the input pipeline beside torchvision's, how busy it keeps a device, its memory; prints a Markdown table.
+"""The input pipeline beside torchvision's, how busy it keeps a device, and its memory.
 
-    python -m benchmarks.input_pipeline [--repeats 5] [--copies 40]
-
-The pictures are the 50 full-size ImageNet ones of ``../shared/data/imagenet_full``, each ``copies`` times. jaxclip
-reads, decodes, resizes, crops, makes batches of uint8 and puts them on the device, with its default workers (on up to 4
-cores, threads). Torchvision's transforms do the same, and then normalise in float32 (which jaxclip leaves to the
-device), in a ``DataLoader`` of 2 workers, and nothing is transferred. Each pass is a process of its own, which has
-imported everything and read one batch before it is timed. The contestants take turns and medians count, since a busy
-machine slows both; the processor's time for a picture, over all threads and processes, depends less on who else is
-there.
+The pictures are the 50 full-size ImageNet ones of ``../shared/data/imagenet_full``, again and again. jaxclip reads,
+decodes, resizes, crops, makes batches of uint8 and puts them on the device, with its default workers (on up to 4 cores,
+threads). Torchvision's transforms do the same, and then normalise in float32 (which jaxclip leaves to the device), in a
+``DataLoader`` of 2 workers, and nothing is transferred. The processor's time for a picture, over all threads and
+processes, depends less than the speed on who else is there.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
-import multiprocessing
-import os
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
-import tyro
 
+from benchmarks.contest import Functions, alone, peak_memory, process, ratio, take_turns
 from jaxclip.config import ModelConfig, Preprocess, ViT
 from jaxclip.datasets import Example, FileSource, Source, open_source
 
+TITLE = "Input pipeline, full-size ImageNet pictures"
+CASES = ("files to batches on the device",)
 PICTURES = Path(__file__).parent.parent.parent / "shared" / "data" / "imagenet_full"
 PIXELS = Preprocess(224)
 BATCH = 64
-T = TypeVar("T")
+PASS = 2000
+"""Pictures that a turn reads."""
+SECONDS = 40.0
+SLOWER = 1.5
+"""The made-up device takes so many times as long for a batch as reading one."""
+
+
+def measure(label: str) -> dict[str, Any]:
+    """Seconds and processor seconds of each side's passes, how busy a slower device is, memory by pictures."""
+    with contextlib.ExitStack() as stack:
+        sides = {
+            "jaxclip": stack.enter_context(process(_jaxclip)),
+            "torchvision": stack.enter_context(process(_torchvision)),
+        }
+        for call in sides.values():
+            call("read a batch")
+        before = {name: call("processor seconds").value for name, call in sides.items()}
+        times = take_turns({name: functools.partial(call, "read") for name, call in sides.items()}, seconds=SECONDS)
+        spent = {name: call("processor seconds").value - before[name] for name, call in sides.items()}
+    pace = PASS / statistics.median(times["jaxclip"]) / SLOWER
+    turns = len(times["jaxclip"])
+    return {
+        "pictures": PASS,
+        "seconds": times,
+        "processor seconds": {name: seconds / turns for name, seconds in spent.items()},
+        "device pace": pace,
+        "device busy": [alone(busy, PASS, BATCH / pace) for _ in range(3)],
+        "peak memory bytes": {str(n): alone(memory_of_embedding, n) for n in (PASS, 2 * PASS, 4 * PASS)},
+    }
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The Markdown table of all results."""
+    lines = [
+        "| what | jaxclip | torchvision, DataLoader of 2 workers | ratio |",
+        "| --- | --- | --- | --- |",
+    ]
+    for label, result in results.items():
+        seconds, processor = result["seconds"], result["processor seconds"]
+        names = ("jaxclip", "torchvision")
+        mine, theirs = (f"{result['pictures'] / statistics.median(seconds[name]):.0f}" for name in names)
+        lines.append(f"| {label}, pictures/s | {mine} | {theirs} | {ratio(*(seconds[name] for name in names)):.2f} |")
+        mine, theirs = (f"{1000 * processor[name] / result['pictures']:.1f} ms" for name in names)
+        lines.append(f"| processor's time for a picture | {mine} | {theirs} | |")
+        share, pace = statistics.median(result["device busy"]), result["device pace"]
+        lines.append(f"| a made-up device of {pace:.0f} pictures/s has work | {share:.1%} of the time | | |")
+        counts, bytes_ = zip(*result["peak memory bytes"].items(), strict=True)
+        held = ", ".join(f"{value / 1e6:.0f}" for value in bytes_)
+        lines.append(f"| peak memory of embedding {', '.join(counts)} of them | {held} MB | | |")
+    return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,28 +101,7 @@ class Repeated:
         return f"{self.inner.fingerprint()} {self.n}"
 
 
-class Speed(NamedTuple):
-    """Of one pass: pictures per second, and milliseconds of processor time for a picture."""
-
-    pictures: float
-    milliseconds: float
-
-
-def timed(read: Callable[[int], int], n: int) -> Speed:
-    """Reads one batch, and then n pictures, which are timed."""
-
-    def processor() -> float:
-        usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-    read(BATCH)
-    before, start = processor(), time.perf_counter()
-    assert read(n) == n
-    return Speed(n / (time.perf_counter() - start), 1000 * (processor() - before) / n)
-
-
-def ours(n: int) -> Speed:
-    """jaxclip's pipeline, onto the device."""
+def _jaxclip() -> Functions:
     import jax
 
     from jaxclip.loader import batches
@@ -90,7 +115,7 @@ def ours(n: int) -> Speed:
             done += int(batch.mask.sum())
         return done
 
-    return timed(read, n)
+    return _passes(read)
 
 
 class TorchPictures:
@@ -118,8 +143,7 @@ class TorchPictures:
         return self.transform(Image.open(self.paths[index % len(self.paths)]).convert("RGB"))
 
 
-def torchvisions(n: int) -> Speed:
-    """Torchvision's transforms in a DataLoader of 2 workers."""
+def _torchvision() -> Functions:
     from torch.utils.data import DataLoader
 
     TorchPictures(1)[0]  # else each worker, once forked, loads the libraries anew
@@ -129,7 +153,19 @@ def torchvisions(n: int) -> Speed:
         pictures = cast(Any, TorchPictures(n))
         return sum(map(len, DataLoader(pictures, BATCH, num_workers=2, multiprocessing_context="fork")))
 
-    return timed(read, n)
+    return _passes(read)
+
+
+def _passes(read: Callable[[int], int]) -> Functions:
+    def processor() -> float:
+        usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    def whole() -> None:
+        if (done := read(PASS)) != PASS:
+            raise AssertionError(f"{done} pictures were read, not {PASS}")
+
+    return {"read a batch": lambda: read(BATCH), "read": whole, "processor seconds": processor}
 
 
 class SlowEncoder:
@@ -161,8 +197,8 @@ def busy(n: int, seconds: float) -> float:
     return len(encoder.ends) * seconds / (encoder.ends[-1] - encoder.ends[0] + seconds)
 
 
-def peak_memory(n: int) -> float:
-    """The most memory, in MB, that a process takes which embeds n pictures with a small model of random weights."""
+def memory_of_embedding(n: int) -> int:
+    """The most bytes that a process has held which embeds n pictures with a small model of random weights."""
     import jax
     from flax import nnx
 
@@ -178,42 +214,4 @@ def peak_memory(n: int) -> float:
     with tempfile.TemporaryDirectory() as store:
         stored = embed(model, cast(Source, Repeated(open_source(PICTURES), n)), store, batch_size=BATCH)  # type: ignore[arg-type]
         assert len(stored) == n
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def alone(function: Callable[[], T]) -> T:
-    """What a function gives in a process of its own."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function).result()
-
-
-def main(repeats: int = 5, copies: int = 40) -> None:
-    """Run all, and print the table.
-
-    Args:
-        repeats: How often each contestant runs.
-        copies: How often each of the 50 pictures is read in a pass.
-    """
-    n = 50 * copies
-    load = os.getloadavg()[0]
-    print(f"{os.cpu_count()} cores, load {load:.1f} at the start; {n} pictures a pass, medians of {repeats} passes\n")
-    contestants = (ours, torchvisions)
-    turns = [[alone(functools.partial(contestant, n)) for contestant in contestants] for _ in range(repeats)]
-    (mine, cost), (theirs, their_cost) = (np.median(passes, axis=0) for passes in zip(*turns, strict=True))
-    ratio = statistics.median(a.pictures / b.pictures for a, b in turns)
-    seconds = 1.5 * BATCH / mine
-    shares = [alone(functools.partial(busy, n, seconds)) for _ in range(repeats)]
-    memory = {m: alone(functools.partial(peak_memory, m)) for m in (n, 2 * n, 4 * n)}
-    print("| what | measured | target |")
-    print("| --- | --- | --- |")
-    print(f"| jaxclip, images/s (processor time of each) | {mine:.0f} ({cost:.1f} ms) | - |")
-    print(f"| torchvision + DataLoader(2), the same | {theirs:.0f} ({their_cost:.1f} ms) | - |")
-    print(f"| ratio of speeds in each turn, median | {ratio:.2f} | ≥ 1, aim 2 |")
-    pace = f"{BATCH / seconds:.0f} images/s"
-    print(f"| device busy, a made-up encoder of {pace} | {statistics.median(shares):.1%} | ≥ 95 % |")
-    for m, megabytes in memory.items():
-        print(f"| peak memory of embedding {m} pictures, MB | {megabytes:.0f} | the same for every n |")
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
+    return peak_memory()

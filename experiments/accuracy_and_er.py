@@ -93,12 +93,12 @@ def _scatter(
     base: Mapping[str, np.ndarray] | None = None,
     reference: str = "ImageNet",
 ) -> None:
-    above = int((result.mean > 0).sum())
+    above, known = int((result.mean > 0).sum()), int(np.isfinite(result.mean).sum())
     section.figure(
         scatter([group], result, x, base, reference),  # type: ignore[arg-type]
         f"Accuracy under shift over {reference} accuracy ({what}), on logit axes. Grey: the standard "
         "models, with their line; models above it are effectively robust.",
-        f"{above} of {len(result.mean)} models have a positive mean effective robustness.",
+        f"{above} of {known} models have a positive mean effective robustness.",
         f"{what}-robustness",
     )
 

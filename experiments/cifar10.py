@@ -148,7 +148,8 @@ def pixel_concepts(out: Path, test_set: Source) -> None:
 
 def represent(study: studies.Study, sources: dict[str, Source]) -> None:
     """The store of every model of the study, those of the line and between the ends of WiSE-FT among them."""
-    models: dict[str, StudyModel] = {m.name: m for m in (*study.models, *study.standard, *study.interpolated.values())}
+    between = [model for line in study.interpolated for model in line.between.values()]
+    models: dict[str, StudyModel] = {m.name: m for m in (*study.models, *study.standard, *between)}
     with progress("representations", len(models), "models") as advance:
         for one in models.values():
             model = load_model(one.folder)

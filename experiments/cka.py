@@ -9,15 +9,19 @@ import numpy as np
 
 from experiments import study as studies
 from experiments.study import Study
+from jaxclip import report
 from jaxclip.sections import GROUPS, Section, heat_map
 
 
 def run(study: Study) -> Section:
     """The matrix, and its mean within and between groups."""
     section = Section("Similarity of representations")
-    found = studies.cka(study)
-    names = [model.name for model in study.models if any(model.name in pair for pair in found)]
+    names = [model.name for model in study.models if study.reference in study.stored[model.name]]
     if not studies.note_missing(section, study, dict.fromkeys(names), [study.reference]):
+        return section
+    found = studies.cka(study)
+    if not found:
+        section.text(report.notice("Not run: it takes two models."))
         return section
     place = {name: i for i, name in enumerate(names)}
     values = np.eye(len(names))

@@ -108,7 +108,7 @@ def scatter(
     baselines: Mapping[str, Float[np.ndarray, " b"]] | None = None,
     reference: str = "ImageNet",
 ) -> Figure:
-    """Accuracy under each of five shifts over ImageNet accuracy, on logit axes, with the baselines, their line, y = x.
+    """Accuracy under each shift over ImageNet accuracy, on logit axes, with the baselines, their line, y = x.
 
     Args:
         groups: Models to show above the baselines.
@@ -120,15 +120,19 @@ def scatter(
     base = standard_models().columns if baselines is None else baselines
     colors = {name: report.SERIES[i % len(report.SERIES)] for i, name in enumerate(_ordered(groups, "training_sets"))}
     with report.style():
-        figure = Figure(figsize=(report.WIDE, 5.0))
-        *panels, corner = figure.subplots(2, 3).flat
+        rows = len(result.fits) // 3 + 1
+        figure = Figure(figsize=(report.WIDE, 2.5 * rows))
+        places = list(figure.subplots(rows, 3, squeeze=False).flat)
+        panels, corner, rest = places[: len(result.fits)], places[len(result.fits)], places[len(result.fits) + 1 :]
         for axes, shift in zip(panels, result.fits, strict=True):
             _panel(axes, groups, colors, result, shift, x, base)
-        for axes in (panels[0], panels[3]):
+        for axes in panels[::3]:
             axes.set_ylabel("accuracy under shift (%)")
-        for axes in panels[2:]:
+        for axes in panels[-3:]:
             axes.set_xlabel(f"{reference} accuracy{', the shift’s classes' if x == 'subset' else ''} (%)")
         _legend(corner, groups, colors)
+        for axes in rest:
+            axes.axis("off")
     return figure
 
 
@@ -252,7 +256,7 @@ def _percent_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def _legend(axes: Axes, groups: Sequence[Group], colors: dict[str, str]) -> None:
-    """Fills the sixth panel with what colours, markers and lines mean."""
+    """Fills the panel after the last with what colours, markers and lines mean."""
     axes.axis("off")
     dot: dict[str, Any] = {"linestyle": "none", "markeredgewidth": 0}
     sets = [

@@ -13,6 +13,7 @@ import numpy as np
 from experiments import kurtosis_vs_er
 from experiments import study as studies
 from experiments.study import Study
+from jaxclip.analyze import Pruning
 from jaxclip.sections import GROUPS
 
 ROBUST = "zero-shot"
@@ -96,19 +97,20 @@ def _correlation(study: Study) -> Verdict:
 
 def _pruned_accuracy(study: Study) -> Verdict:
     found = studies.prunings(study)
-    return _loss(study, {name: np.array(p.accuracy[study.reference]) for name, p in found.items()}, "accuracy")
+    return _loss(study, found, {name: p.accuracy[study.reference] for name, p in found.items()}, "accuracy")
 
 
 def _pruned_robustness(study: Study) -> Verdict:
-    return _loss(study, studies.pruned_robustness(study, studies.prunings(study)), "ER")
+    found = studies.prunings(study)
+    return _loss(study, found, studies.pruned_robustness(study, found), "ER")
 
 
-def _loss(study: Study, curves: Mapping[str, Any], what: str) -> Verdict:
-    at = int(np.argmin(np.abs(np.array(study.options.fractions) - PRUNED)))
-    lost = {name: y[0] - y[at] for name, y in curves.items() if study.groups[name] == ROBUST and not np.isnan(y[0])}
+def _loss(study: Study, found: Mapping[str, Pruning], curves: Mapping[str, Any], what: str) -> Verdict:
+    robust = {name: y for name, y in curves.items() if study.groups[name] == ROBUST}
+    lost = [v for name, y in robust.items() if not np.isnan(v := y[0] - found[name].at(y, PRUNED))]
     if not lost:
         return NOT_RUN
-    median = float(np.median(list(lost.values())))
+    median = float(np.median(lost))
     return Verdict(median <= LITTLE, f"median loss of {100 * median:.1f} points of {what} ({len(lost)} models)")
 
 

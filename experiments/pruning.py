@@ -14,8 +14,8 @@ def run(study: Study) -> Section:
     found = studies.prunings(study)
     if studies.note_missing(section, study, found, [study.reference]):
         er = studies.pruned_robustness(study, found)
-        pruning_figure(section, study.reference, found, study.groups, er)
-        pruning_table(section, study.reference, found, er)
+        pruning_figure(section, study.reference, study.shifts, found, study.groups, er)
+        pruning_table(section, study.reference, study.shifts, found, er)
     return section
 
 

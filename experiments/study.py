@@ -55,6 +55,21 @@ class StudyModel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Interpolation:
+    """Models between two of a study (WiSE-FT).
+
+    Attributes:
+        zero_shot: The model at alpha 0.
+        fine_tuned: The model at alpha 1.
+        between: By alpha.
+    """
+
+    zero_shot: StudyModel
+    fine_tuned: StudyModel
+    between: Mapping[float, StudyModel]
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """What to run.
 
@@ -66,7 +81,7 @@ class Study:
         shifts: Other labelled sets with the same classes.
         standard: The models that the line of effective robustness goes through; none: the ImageNet testbed's, where the
             reference is ImageNet.
-        interpolated: Between a zero-shot model and the fine-tuned one of its backbone, by alpha (WiSE-FT).
+        interpolated: Lines between zero-shot models and what they were fine-tuned to (WiSE-FT).
         templates: Prompts of the zero-shot heads.
         concept_set: The set with concepts; None for none.
         read_concepts: From the concept set's representations, which row has which concepts.
@@ -81,7 +96,7 @@ class Study:
     reference: str = analyze.IMAGENET
     shifts: tuple[str, ...] = SHIFTS
     standard: tuple[StudyModel, ...] = ()
-    interpolated: Mapping[float, StudyModel] = dataclasses.field(default_factory=dict)
+    interpolated: tuple[Interpolation, ...] = ()
     templates: tuple[str, ...] = tuple(imagenet_templates())
     concept_set: str | None = analyze.BRODEN
     read_concepts: Callable[[Representations], Concepts] = analyze.broden_concepts
@@ -124,6 +139,11 @@ class Study:
                     )
                 mine.setdefault(stored.name, stored)
         return found
+
+    @functools.cached_property
+    def concepts(self) -> dict[tuple[str, bytes], Concepts]:
+        """Those that have been read, by the data set and its rows."""
+        return {}
 
     @functools.cached_property
     def classes(self) -> list[str]:
@@ -261,14 +281,30 @@ def concepts(study: Study) -> dict[str, ConceptSummary]:
 
         def compute(name: str = name, stored: Representations = stored) -> ConceptSummary:
             rows = analyze.concept_directions(_ranked(study, name), study.options)
-            return analyze.summarise_concepts(stored, study.read_concepts(stored), rows, study.options)
+            return analyze.summarise_concepts(stored, _concepts(study, stored), rows, study.options)
 
         inputs = _head_inputs(study) | {
             "options": {k: v for k, v in dataclasses.asdict(study.options).items() if k not in ("fractions", "x")},
-            "concepts": study.read_concepts.__qualname__,
+            # Broden's are a part of the data set, whose fingerprint is in the representations' address already.
+            "concepts": None if study.read_concepts is analyze.broden_concepts else _digest(_concepts(study, stored)),
         }
         found[name] = ConceptSummary(**_cached(study, "concepts", name, [stored, reference], inputs, compute))
     return found
+
+
+def _concepts(study: Study, stored: Representations) -> Concepts:
+    """What ``study.read_concepts`` gives, read once for all models that saw the same pictures."""
+    key = stored.manifest["identity"]["data"], stored.indices.tobytes()
+    if key not in study.concepts:
+        study.concepts[key] = study.read_concepts(stored)
+    return study.concepts[key]
+
+
+def _digest(found: Concepts) -> str:
+    matrix = found.matrix.tocoo()
+    places = np.stack([matrix.row, matrix.col])[:, matrix.data.astype(bool)].astype(np.int64)
+    words = json.dumps([matrix.shape, found.names, found.categories]).encode()
+    return hashlib.sha256(places[:, np.lexsort(places)].tobytes() + words).hexdigest()
 
 
 def cka(study: Study) -> dict[tuple[str, str], float]:

@@ -6,6 +6,7 @@ embed`` runs on the reference and the shifts.
     python -m experiments.wise_ft --config experiments/configs/cifar10.py
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -37,11 +38,11 @@ class Point(NamedTuple):
 
 
 def run(study: Study) -> Section:
-    """The curve of each backbone, and its points as a table."""
+    """The curve of each fine-tuned model, and its points as a table."""
     section = Section("Between zero-shot and fine-tuned (WiSE-FT)")
     found = curves(study)
     if not found:
-        section.text(report.notice("Not run: no backbone has representations of both ends and of a model in between."))
+        section.text(report.notice("Not run: no line has representations of both ends and of a model in between."))
         return section
     reference = studies.title(study.reference)
     with report.style():
@@ -52,9 +53,9 @@ def run(study: Study) -> Section:
             ("effective robustness, points", "mean accuracy under shift, %"),
             strict=True,
         ):
-            for color, (backbone, points) in zip(report.SERIES, found.items(), strict=False):
+            for color, (name, points) in zip(itertools.cycle(report.SERIES), found.items(), strict=False):
                 x = [100 * p.accuracy.value for p in points]
-                ax.plot(x, [100 * y(p) for p in points], "o-", color=color, markersize=3.5, label=backbone)
+                ax.plot(x, [100 * y(p) for p in points], "o-", color=color, markersize=3.5, label=name)
                 for p, at in zip(points, x, strict=True):
                     ax.annotate(f"{p.alpha:g}", (at, 100 * y(p)), (3, 3), textcoords="offset points", fontsize=6.5)
             ax.set(xlabel=f"{reference} accuracy, %", ylabel=label)
@@ -62,15 +63,15 @@ def run(study: Study) -> Section:
     section.figure(
         fig,
         "Weights interpolated between the zero-shot model (alpha 0) and the fine-tuned one (alpha 1): effective "
-        "robustness (left) and mean accuracy under shift (right) against accuracy. A line is a backbone.",
-        "; ".join(_said(backbone, points) for backbone, points in found.items()) + ".",
+        "robustness (left) and mean accuracy under shift (right) against accuracy. A line is called as its model at 1.",
+        "; ".join(_said(name, points) for name, points in found.items()) + ".",
         "wise-ft",
     )
     section.table(
-        ["Backbone", "Alpha", reference, "Mean of the shifts", "ER"],
+        ["Fine-tuned model", "Alpha", reference, "Mean of the shifts", "ER"],
         [
-            [b, p.alpha, report.Estimate(p.accuracy.value, p.accuracy.low, p.accuracy.high), _cell(p.shifted), p.er]
-            for b, points in found.items()
+            [name, p.alpha, report.Estimate(p.accuracy.value, p.accuracy.low, p.accuracy.high), _cell(p.shifted), p.er]
+            for name, points in found.items()
             for p in points
         ],
         "The same in numbers.",
@@ -81,27 +82,23 @@ def run(study: Study) -> Section:
 
 
 def curves(study: Study) -> dict[str, list[Point]]:
-    """By backbone, the points that are there, by rising alpha: both ends and at least one in between."""
-    lines: dict[str, dict[float, StudyModel]] = {}
-    for alpha, model in study.interpolated.items():
-        lines.setdefault(model.backbone, {})[alpha] = model
-    for backbone, line in lines.items():
-        for model in study.models:
-            if model.backbone == backbone and model.group in (ends := {"zero-shot": 0.0, "fine-tuned": 1.0}):
-                line.setdefault(ends[model.group], model)
+    """By fine-tuned model, the points that are there, by rising alpha: both ends and at least one in between."""
+    lines: dict[str, dict[float, StudyModel]] = {
+        line.fine_tuned.name: {0.0: line.zero_shot, **line.between, 1.0: line.fine_tuned} for line in study.interpolated
+    }
     wanted = studies.with_models(study, (model for line in lines.values() for model in line.values()))
     accuracies = studies.accuracies(wanted)
     result = studies.robustness(wanted, accuracies)
     er = {} if result is None else mean_robustness(accuracies, result)
     found = {
-        backbone: [
+        name: [
             _point(study, alpha, accuracies[m.name], er.get(m.name))
             for alpha, m in sorted(line.items())
             if m.name in accuracies
         ]
-        for backbone, line in lines.items()
+        for name, line in lines.items()
     }
-    return {b: points for b, points in found.items() if {0.0, 1.0} < {p.alpha for p in points}}
+    return {name: points for name, points in found.items() if {0.0, 1.0} < {p.alpha for p in points}}
 
 
 def _point(study: Study, alpha: float, found: Mapping[str, Accuracy], er: report.Estimate | None) -> Point:
@@ -121,9 +118,9 @@ def _cell(x: float) -> float | None:
     return None if np.isnan(x) else x
 
 
-def _said(backbone: str, points: list[Point]) -> str:
+def _said(name: str, points: list[Point]) -> str:
     best = max(points, key=lambda p: p.accuracy.value)
-    return f"{backbone}: accuracy is highest, {best.accuracy.value:.1%}, at alpha {best.alpha:g}"
+    return f"{name}: accuracy is highest, {best.accuracy.value:.1%}, at alpha {best.alpha:g}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from jaxclip.analysis import (
     ActivationStats,
     EffectiveRobustness,
     PrivilegedDirections,
-    average_precision,
     concept_counts,
     effective_robustness,
     largest_coordinates,
@@ -35,7 +34,7 @@ from jaxclip.analysis.directions import Importance
 from jaxclip.analysis.robustness import XAxis, x_column
 from jaxclip.analysis.rows import BLOCK
 from jaxclip.data import imagenet_templates, imagenet_wnids
-from jaxclip.datasets import Source, class_subset, concepts, open_source
+from jaxclip.datasets import Source, class_subset, concepts, label_map, open_source
 from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy, label_space, top_k_hits
@@ -58,7 +57,7 @@ class Options:
     Attributes:
         importance: Of a direction, see :func:`jaxclip.analysis.privileged_directions`.
         outlier_threshold: In standard deviations of an image's activations.
-        fractions: Shares of the head's directions to prune.
+        fractions: Shares of the head's directions to prune, rising from 0.
         x: The ImageNet accuracy that predicts accuracy under shift: over all classes, or over the shift's.
         directions: Where concepts are looked for: the head's singular directions, or the unit coordinates.
         concept_threshold: The least average precision for "encodes".
@@ -78,6 +77,10 @@ class Options:
     negatives: Negatives = "balanced"
     min_images: int = 20
     seed: int = 0
+
+    def __post_init__(self):
+        if list(self.fractions) != sorted({0.0, *self.fractions}) or self.fractions[-1] > 1:
+            raise InputError(f"fractions are {self.fractions}: give shares that rise from 0 to at most 1")
 
 
 class Head(NamedTuple):
@@ -163,12 +166,21 @@ class Pruning:
     """Accuracy over the share of directions pruned.
 
     Attributes:
-        fractions: Shares of the directions.
+        fractions: Shares of the directions, rising from 0.
         accuracy: On each set, and for ImageNet on the classes of shifts, for each fraction.
     """
 
     fractions: list[float]
     accuracy: dict[str, list[float]]
+
+    def at(self, values: Sequence[float] | Float[np.ndarray, " f"], share: float) -> float:
+        """Of values for each fraction, the one at ``share``; NaN where that was not tried."""
+        return next((float(v) for v, f in zip(values, self.fractions, strict=True) if abs(f - share) < 0.005), np.nan)
+
+    def mean(self, sets: Sequence[str]) -> Float[np.ndarray, " f"]:
+        """Mean accuracy over the sets; NaN where one is missing, since a mean over fewer is another quantity."""
+        missing = [np.nan] * len(self.fractions)
+        return np.array([self.accuracy.get(name, missing) for name in sets]).mean(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,12 +298,15 @@ def labelled(stored: Representations) -> Labelled:
     return Labelled(stored, stored.labels, answers, classes)
 
 
-def only(data: Labelled, subset: Int[np.ndarray, " m"]) -> Labelled:
-    """The images of some classes, to choose between these alone."""
+def only(data: Labelled, subset: Int[np.ndarray, " m"], alike: Iterable[Int[np.ndarray, " k"]] = ()) -> Labelled:
+    """The images of some classes, to choose between these alone; classes of one group of ``alike`` count as one."""
     rows = np.flatnonzero(np.any(data.answers[:, subset], axis=1)[data.labels])
     if not rows.size:
         raise InputError("no picture is of the subset's classes")
-    return Labelled(data.h[rows], data.labels[rows], data.answers, np.asarray(subset))
+    answers = data.answers.copy()
+    for group in alike:
+        answers[np.ix_(np.any(data.answers[:, group], axis=1), group)] = True
+    return Labelled(data.h[rows], data.labels[rows], answers, np.asarray(subset))
 
 
 def accuracy(head: Head, data: Labelled) -> Accuracy:
@@ -357,12 +372,16 @@ def prune(head: Head, ranked: PrivilegedDirections, data: Labelled, options: Opt
 
 
 def views(reference: Representations, others: Mapping[str, Representations], x: XAxis) -> dict[str, Labelled]:
-    """Every set to classify, by name; where ``x`` is ``subset``, ImageNet's images of the shifts' classes too."""
+    """Every set to classify, by name; where ``x`` is ``subset``, ImageNet's images of the shifts' classes too.
+
+    As the testbed has it, ImageNet classes of one ObjectNet label are one.
+    """
     found = {name: labelled(stored) for name, stored in {reference.name: reference, **others}.items()}
     if x == "subset" and is_imagenet(reference):
         for shift in SHIFTS:
             if (column := x_column(shift, x)) != x_column(shift, "full"):
-                found[column] = only(found[reference.name], cast(np.ndarray, class_subset(shift)))
+                subset = cast(np.ndarray, class_subset(shift))
+                found[column] = only(found[reference.name], subset, label_map(shift).values())
     return found
 
 
@@ -388,9 +407,11 @@ def robustness(
     def columns(table: Mapping[str, Any]) -> dict[str, Any]:
         return {"imagenet": table[reference]} | {k: v for k, v in table.items() if k in known}
 
-    line = standard_models().columns if baselines is None else columns(baselines)
+    line = (
+        {reference: (testbed := standard_models().columns)["imagenet"], **testbed} if baselines is None else baselines
+    )
     key = jax.random.key(options.seed)
-    return effective_robustness(columns(accuracies), line, options.x, key=key, shifts=shifts)
+    return effective_robustness(columns(accuracies), columns(line), options.x, key=key, shifts=shifts)
 
 
 def summarise_concepts(
@@ -424,14 +445,11 @@ def summarise_concepts(
     times = encoded.sum(0)
     best = np.nan_to_num(precision, nan=-1.0)
     order = [int(c) for c in np.lexsort((-best.max(0), -times)) if times[c]][:top]
-    columns = found.matrix.tocsc()
     described = []
     for c in order:
         i = int(best[:, c].argmax())
+        sign = int(counts.directions.sign[i, c])
         score = np.concatenate([block.astype(np.float32) @ directions[i] for _, block in stored.batches(BLOCK)])
-        shown = columns[:, [c]]
-        both = average_precision(np.stack([score, -score], axis=1), shown)[:, 0]  # type: ignore[arg-type]
-        sign = 1 if both[0] >= both[1] else -1
         described.append(
             {
                 "concept": found.names[c],
@@ -478,7 +496,15 @@ def broden_concepts(stored: Representations, data_dir: str | os.PathLike | None 
 
 
 def cka(a: Representations, b: Representations) -> float:
-    """Linear CKA over the images that both have."""
+    """Linear CKA over the images that both have.
+
+    Raises:
+        InputError: The two are not of the same data set's pictures.
+    """
+    if a.manifest["identity"]["data"] != b.manifest["identity"]["data"]:
+        raise InputError(
+            f"{a.folder} and {b.folder} are of different pictures, both called {a.name}: embed one of them again"
+        )
     if np.array_equal(a.indices, b.indices):
         return linear_cka(cast(Array, a), cast(Array, b))
     _, in_a, in_b = np.intersect1d(a.indices, b.indices, return_indices=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxclip import report
+from jaxclip.analysis import SHIFTS
 from jaxclip.analyze import BASELINES, STEADY, Activations, Analysis, ConceptSummary, Directions, Pruning, robustness
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
@@ -267,28 +268,34 @@ def importance_table(
 
 
 def pruning_figure(
-    section: Section, reference: str, found: Mapping[str, Pruning], groups: Mapping[str, str], er: Mapping[str, Any]
+    section: Section,
+    reference: str,
+    shifts: Sequence[str],
+    found: Mapping[str, Pruning],
+    groups: Mapping[str, str],
+    er: Mapping[str, Any],
 ) -> None:
     """Accuracy on the reference, mean accuracy on the shifts, and effective robustness over the share pruned.
 
     Args:
         section: Where it goes.
         reference: The reference set's name.
+        shifts: The shift sets' names; a model that lacks one has no mean over them.
         found: By model.
         groups: The group of each model.
         er: By model, effective robustness for each fraction, NaN where it cannot be had.
     """
     panels: dict[str, dict[str, Any]] = {
         f"{title(reference)} accuracy, %": {},
-        "mean accuracy under shift, %": {},
+        f"mean accuracy on {'the shift' if len(shifts) == 1 else f'{len(shifts)} shifts'}, %": {},
         "ER, points": {},
     }
     on_reference, on_shifts, robust = panels.values()
     for model, p in found.items():
         across = 100 * np.array(p.fractions)
         on_reference[model] = across, 100 * np.array(p.accuracy[reference])
-        if shifts := [v for k, v in p.accuracy.items() if k != reference and "_on_" not in k]:
-            on_shifts[model] = across, 100 * np.mean(shifts, axis=0)
+        if shifts and not np.isnan(mean := p.mean(shifts)).all():
+            on_shifts[model] = across, 100 * mean
         if model in er and not np.isnan(er[model]).all():
             robust[model] = across, 100 * np.asarray(er[model])
     drawn = {name: curves for name, curves in panels.items() if curves}
@@ -300,7 +307,7 @@ def pruning_figure(
             ax.axvline(80, color=report.MUTED, linewidth=0.8, dashes=(3, 2))
             ax.set(xlabel="directions pruned, %", title=name, xlim=(0, 100))
         _legend(fig, axes[0])
-        lost = {m: y[0] - _at(p, y, 0.8) for m, p in found.items() for y in [100 * np.array(p.accuracy[reference])]}
+        lost = {m: y[0] - p.at(y, 0.8) for m, p in found.items() for y in [100 * np.array(p.accuracy[reference])]}
         alt = _by_group(f"points of {title(reference)} accuracy lost with 80 % pruned", lost, groups)
         section.figure(
             fig,
@@ -311,20 +318,21 @@ def pruning_figure(
         )
 
 
-def pruning_table(section: Section, reference: str, found: Mapping[str, Pruning], er: Mapping[str, Any]) -> None:
-    """The same at a few shares; of one model alone, accuracy on each shift, and otherwise its mean."""
-    fractions = np.array(_first(found).fractions)
-    shares = [share for share in (0.0, 0.5, 0.8, 0.9, 0.95) if np.abs(fractions - share).min() < 0.005]
+def pruning_table(
+    section: Section, reference: str, shifts: Sequence[str], found: Mapping[str, Pruning], er: Mapping[str, Any]
+) -> None:
+    """The same at a few shares; of one model alone, accuracy on each set, and otherwise its mean over the shifts."""
+    first = _first(found)
+    shares = [s for s in (0.0, 0.5, 0.8, 0.9, 0.95) if not np.isnan(first.at(first.accuracy[reference], s))]
     rows = []
     for model, p in found.items():
-        curves = p.accuracy
+        curves: dict[str, Any] = dict(p.accuracy)
         if len(found) > 1:
-            shifts = [values for name, values in curves.items() if name != reference and "_on_" not in name]
-            curves = {reference: curves[reference]} | ({"mean of the shifts": np.mean(shifts, 0)} if shifts else {})
+            curves = {reference: curves[reference]} | ({"mean of the shifts": p.mean(shifts)} if shifts else {})
         for name, values in curves.items():
-            rows.append([model, title(name), *(_at(p, values, share) for share in shares)])
+            rows.append([model, title(name), *(p.at(values, share) for share in shares)])
         if model in er and not np.isnan(er[model]).all():
-            rows.append([model, "effective robustness", *(_at(p, er[model], share) for share in shares)])
+            rows.append([model, "effective robustness", *(p.at(er[model], share) for share in shares)])
     columns = [f"{share:.0%} pruned" for share in shares]
     section.table(
         ["Model", "Set", *columns],
@@ -364,7 +372,7 @@ def concept_table(section: Section, found: Mapping[str, ConceptSummary], about: 
         f"How many concepts some direction encodes: telling images with it with an average precision of at least "
         f"{one.threshold:g}. Beside it, how many as many random directions encode, and how many the directions encode "
         "of the same concepts dealt to other images. Concepts each (polysemanticity): mean over the directions that "
-        f"encode at least one. Skipped: concepts in fewer than {one.min_images} images.",
+        f"encode at least one. Skipped: concepts in fewer than {one.min_images} images, or in all.",
         "concept-counts",
         {"Concepts each": ".2f"},
     )
@@ -520,8 +528,10 @@ def of_one(analysis: Analysis) -> list[Section]:
         if robust is not None
         else {}
     )
-    pruning_figure(pruning, analysis.reference, pruned, groups, er_pruned)
-    pruning_table(pruning, analysis.reference, pruned, er_pruned)
+    others = [name for name in analysis.accuracy if name != analysis.reference and "_on_" not in name]
+    shifts = others if robust is None else [name for name in SHIFTS if name in others]
+    pruning_figure(pruning, analysis.reference, shifts, pruned, groups, er_pruned)
+    pruning_table(pruning, analysis.reference, shifts, pruned, er_pruned)
     sections = [first, kurtosis, importance, pruning]
     if analysis.concepts is not None:
         section = Section("Concepts")
@@ -594,11 +604,6 @@ def _value(x: Any) -> float:
 
 def _estimate(a: Accuracy | None) -> report.Estimate | None:
     return None if a is None else report.Estimate(a.value, a.low, a.high)
-
-
-def _at(pruning: Pruning, values: Any, share: float) -> float:
-    """The value at the fraction nearest to ``share``."""
-    return float(np.asarray(values)[np.argmin(np.abs(np.array(pruning.fractions) - share))])
 
 
 def _share_with_more(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

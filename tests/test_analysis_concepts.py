@@ -125,6 +125,15 @@ def test_planted_concepts_are_recovered_exactly(negatives):
     assert found.directions.per_direction[[3, 8]].tolist() == [2, 1]
     assert np.flatnonzero(found.directions.concepts).tolist() == [1, 4, 6]
     assert found.directions.unique_over([0.0, 0.9, 1.1]).tolist() == [10, 3, 0]
+    assert [int(found.directions.sign[at]) for at in ((3, 1), (3, 4), (8, 6), (3, 10))] == [1, 1, -1, 0]
+    if negatives == "all":
+        scores = h @ directions.T
+        both = np.stack([average_precision(scores, concepts), average_precision(-scores, concepts)])[:, :, :10]
+        np.testing.assert_allclose(found.directions.average_precision[:, :10], both.max(0), atol=1e-4)
+        differ = abs(both[0] - both[1]) > 1e-3
+        np.testing.assert_array_equal(
+            found.directions.sign[:, :10][differ], np.where(both[0] >= both[1], 1, -1)[differ]
+        )
     assert found.permuted_labels.unique == 0 and np.isnan(found.permuted_labels.polysemanticity)
     assert found.random_directions.unique == 0
     assert found.skipped == 2 and np.isnan(found.directions.average_precision[:, [10, 11]]).all()

@@ -134,6 +134,14 @@ def test_interval_is_the_bootstrap_s():
     assert ((found.mean_interval[:, 0] < found.mean) & (found.mean < found.mean_interval[:, 1])).all()
 
 
+def test_draws_of_one_baseline_have_no_line():
+    """Of three baselines on one line every draw of two gives that line, and a draw of one none: no interval is wide."""
+    model, baselines = planted(1.1, -0.7, 0.05, count=3)
+    found = effective_robustness(model, baselines, samples=300)
+    for shift in SHIFTS:
+        assert found.shift_interval[shift] == pytest.approx(np.array([[0.05, 0.05]]), abs=1e-4)
+
+
 def test_missing_and_extreme_accuracies():
     """A missing shift makes that shift and the mean NaN, not a mean over fewer; 0 under shift is a valid accuracy."""
     model, baselines = planted(1, -1, 0.0)
@@ -158,6 +166,7 @@ def test_bad_tables():
         (model, {k: v[:2] for k, v in baselines.items()}, "full", "baselines: 2 models .* imagenet_v2"),
         (model, baselines, "subset", "accuracies: column 'imagenet_on_imagenet_r' is missing"),
         (model, baselines, "half", "'half', not one of full, subset"),
+        (model, {**baselines, "imagenet": np.full(12, 0.7)}, "full", "all have the same ImageNet accuracy"),
     ):
         with pytest.raises(InputError, match=message):
             effective_robustness(accuracies, base, x)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import synthetic_study as synthetic
 
+from experiments.effective_robustness import scatter
 from jaxclip import analyze
 from jaxclip.analysis import SHIFTS
 from jaxclip.cli import main
-from jaxclip.datasets import class_subset
+from jaxclip.datasets import class_subset, label_map
 from jaxclip.errors import InputError
 from jaxclip.model import load_model
-from jaxclip.store import model_digest
+from jaxclip.store import MANIFEST, model_digest
 
 NAME = "synthetic-model"
 
@@ -80,6 +81,57 @@ def test_subset_accuracies(root: Path) -> None:
     assert len(data.labels) == rows.sum() > 0 and np.array_equal(data.classes, subset)
     np.testing.assert_array_equal(data.h, np.asarray(stored["imagenet2012"])[rows])
     assert set(views) >= {"imagenet_on_objectnet", "imagenet_on_imagenet_a", "imagenet2012", "imagenet_r"}
+
+
+def test_classes_of_one_objectnet_label_are_one(root: Path) -> None:
+    """As in the testbed, which made the baselines' column so: 125 classes, 113 to tell apart. Else ER is too high."""
+    stored = next(s for s in analyze.finished(root / "store") if s.name == "imagenet2012")
+    data = analyze.views(stored, {}, "subset")["imagenet_on_objectnet"]
+    label = {int(c): label for label, of in label_map("objectnet").items() for c in of}
+    assert len(data.classes) == len(label) == 125 and len(set(label.values())) == 113
+    alike = [[label[int(a)] == label[int(b)] for b in data.classes] for a in data.classes]
+    np.testing.assert_array_equal(data.answers[np.ix_(data.classes, data.classes)], alike)
+    others = np.setdiff1d(np.arange(1000), data.classes)
+    np.testing.assert_array_equal(data.answers[others], np.eye(1000, dtype=bool)[others])
+    assert not analyze.labelled(stored).answers.sum(1).max() > 1, "the whole of ImageNet has one right class each"
+    # A head that always takes another class of the same label is right.
+    swapped = {label[int(c)]: c for c in data.classes}
+    W = np.zeros((1000, 1000), np.float32)
+    W[[swapped[label[int(c)]] for c in data.classes], data.classes] = 1
+    head = analyze.Head(W, np.zeros(1000, np.float32), "made up")
+    wrong = data._replace(h=np.eye(1000, dtype=np.float32)[data.labels])
+    assert analyze.accuracy(head, wrong).value == 1.0
+
+
+def test_cka_is_of_the_same_pictures(root: Path, tmp_path: Path) -> None:
+    """Rows of another download in another order would be paired by their places."""
+    one = next(s for s in analyze.finished(root / "store") if s.name == "imagenet2012")
+    assert analyze.cka(one, one) == pytest.approx(1, abs=1e-5)
+    shutil.copytree(one.folder, tmp_path / one.folder.name)
+    manifest = tmp_path / one.folder.name / MANIFEST
+    manifest.write_text(manifest.read_text().replace("synthetic imagenet2012", "another download"))
+    with pytest.raises(InputError, match="of different pictures, both called imagenet2012"):
+        analyze.cka(one, analyze.finished(tmp_path)[0])
+
+
+def test_shares_that_are_pruned() -> None:
+    """What was not tried has no value; a mean over sets is of all of them or none."""
+    for fractions in ((), (0.5, 1.0), (0.0, 0.8, 0.5), (0.0, 80.0), (1.0, 0.8, 0.0)):
+        with pytest.raises(InputError, match="fractions are"):
+            analyze.Options(fractions=fractions)
+    found = analyze.Pruning([0.0, 0.5, 1.0], {"a": [0.9, 0.8, 0.1], "b": [0.7, 0.6, 0.1]})
+    assert found.at(found.accuracy["a"], 0.5) == 0.8 and np.isnan(found.at(found.accuracy["a"], 0.8))
+    np.testing.assert_allclose(found.mean(["a", "b"]), [0.8, 0.7, 0.1])
+    assert np.isnan(found.mean(["a", "b", "c"])).all()
+
+
+def test_some_of_the_shifts() -> None:
+    """A study of two of ImageNet's shifts is measured from the testbed's lines for these, whichever x."""
+    accuracies = {"mine": [0.7], "imagenet_v2": [0.65], "objectnet": [0.5], "imagenet_on_objectnet": [0.8]}
+    for x in ("full", "subset"):
+        found = analyze.robustness("mine", accuracies, analyze.Options(x=x), shifts=("imagenet_v2", "objectnet"))  # type: ignore[arg-type]
+        assert list(found.fits) == ["imagenet_v2", "objectnet"] and np.isfinite(found.mean).all()
+        assert len(scatter([], found, x).axes) == 3, "two panels and the legend"  # type: ignore[arg-type]
 
 
 def test_the_coordinates_as_directions(root: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks import contest, gpu, scaling
+from benchmarks import contest, gpu, input_pipeline, scaling
 from benchmarks.__main__ import SUITES, tables
 from benchmarks.contest import Turn, process, ratio, take_turns
 from benchmarks.flops import flops
@@ -170,6 +170,20 @@ def test_tables_say_what_was_measured() -> None:
     assert "said (another, load 1.5 to 2.5):" in text
     assert "| ResNet-50, batch 8 | 8 | 5.33 | 1.50 | 1.0 (2.0) GB |" in text
     assert "Scaling" not in text, "a table of nothing"
+
+
+def test_the_input_pipelines_table_says_what_was_measured() -> None:
+    """100 pictures in 0.5 and 1 s, with 0.4 and 0.6 s of the processor's time."""
+    result = {
+        "pictures": 100, "seconds": {"jaxclip": [0.5], "torchvision": [1.0]}, "device pace": 133.3,
+        "processor seconds": {"jaxclip": 0.4, "torchvision": 0.6}, "device busy": [0.98, 0.97, 0.5],
+        "peak memory bytes": {"100": 4e8, "200": 5e8},
+    }  # fmt: skip
+    text = input_pipeline.table({"files": result})
+    assert "| files, pictures/s | 200 | 100 | 2.00 |" in text
+    assert "| processor's time for a picture | 4.0 ms | 6.0 ms | |" in text
+    assert "| a made-up device of 133 pictures/s has work | 97.0% of the time | | |" in text
+    assert "| peak memory of embedding 100, 200 of them | 400, 500 MB | | |" in text
 
 
 def test_a_gpus_table_says_what_was_measured() -> None:

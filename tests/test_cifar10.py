@@ -91,10 +91,13 @@ def test_configuration_names_what_the_method_needs(tmp_path: Path) -> None:
 def test_wise_ft_curve_of_a_made_up_study(tmp_path: Path) -> None:
     """Sorted by alpha, the ends from the study's models; without a model in between there is no curve."""
     made = dataclasses.replace(synthetic.make(tmp_path), results=tmp_path / "results")
-    middle = next(model for model in made.models if model.name == "synthetic-captions-a")
-    study = dataclasses.replace(made, interpolated={0.5: middle})
-    ((backbone, points),) = wise_ft.curves(study).items()
-    assert backbone == "backbone-a" and [p.alpha for p in points] == [0.0, 0.5, 1.0]
+    first, middle, last = (
+        next(model for model in made.models if model.name == f"synthetic-{kind}-a")
+        for kind in ("zero-shot", "captions", "fine-tuned")
+    )
+    study = dataclasses.replace(made, interpolated=(studies.Interpolation(first, last, {0.5: middle}),))
+    ((name, points),) = wise_ft.curves(study).items()
+    assert name == last.name and [p.alpha for p in points] == [0.0, 0.5, 1.0]
     accuracies = studies.accuracies(study)
     names = ["synthetic-zero-shot-a", middle.name, "synthetic-fine-tuned-a"]
     assert [p.accuracy for p in points] == [accuracies[name]["imagenet2012"] for name in names]
@@ -103,6 +106,8 @@ def test_wise_ft_curve_of_a_made_up_study(tmp_path: Path) -> None:
     er = dict(zip(accuracies, result.mean, strict=True))
     np.testing.assert_allclose([p.er.value for p in points if p.er], [er[name] for name in names], atol=1e-6)
     assert "wise-ft" in wise_ft.run(study).figures and not wise_ft.run(made).figures
+    ends = dataclasses.replace(study, interpolated=(studies.Interpolation(first, last, {}),))
+    assert not wise_ft.curves(ends), "two points make no curve"
 
 
 def test_a_line_of_the_studys_own(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import scipy.stats
 import synthetic_study as synthetic
 from browser import needs_browser, title_of
 
-from experiments import accuracy_and_er, findings, kurtosis_vs_er, reproduce
+from experiments import accuracy_and_er, cka, findings, kurtosis_vs_er, pruning, reproduce
 from experiments import study as studies
 from experiments.study import Study
 from jaxclip import analyze
+from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
+from jaxclip.store import Representations
 
 PAPER = Path(__file__).parent.parent / "experiments" / "configs" / "paper.py"
 
@@ -110,6 +112,35 @@ def test_results_are_read_and_not_computed_again(made: Study, monkeypatch: pytes
         studies.activations(other)
 
 
+def test_other_concepts_are_other_results(made: Study) -> None:
+    """Concepts that are read by a function of the same name, but of other pictures, are computed again."""
+    name = "synthetic-zero-shot-a"
+    before = studies.concepts(made)[name]
+
+    def planted_concepts(stored: Representations) -> Concepts:
+        found = synthetic.planted_concepts(stored)
+        return found._replace(matrix=found.matrix[::-1])
+
+    planted_concepts.__qualname__ = synthetic.planted_concepts.__qualname__
+    assert before.unique["directions"] == synthetic.ENCODED["zero-shot"]
+    other = dataclasses.replace(made, read_concepts=planted_concepts)
+    assert studies.concepts(other)[name].unique["directions"] == 0
+
+
+def test_a_mean_over_the_shifts_is_over_all(made: Study) -> None:
+    """The model without ObjectNet has no mean accuracy beside means over five shifts."""
+    _, rows, _ = pruning.run(made).tables["pruning"]
+    means = {str(row[0]): row[2] for row in rows if row[1] == "mean of the shifts"}
+    assert means[synthetic.NO_OBJECTNET] is None and isinstance(means["synthetic-zero-shot-a"], float)
+
+
+def test_findings_without_the_share_that_they_are_about(made: Study) -> None:
+    """ "80 %" is not said of the nearest share that was tried."""
+    options = dataclasses.replace(made.options, fractions=(0.0, 0.5, 1.0))
+    study = dataclasses.replace(made, options=options)
+    assert [f.judge(study).agrees for f in findings.FINDINGS if "pruned" in f.paper] == [None, None]
+
+
 def test_findings_pass_where_planted_and_differ_where_not(made: Study) -> None:
     """The same numbers with the groups' names exchanged must not agree with the paper."""
     verdicts = [finding.judge(made).agrees for finding in findings.FINDINGS]
@@ -119,6 +150,11 @@ def test_findings_pass_where_planted_and_differ_where_not(made: Study) -> None:
     exchanged = synthetic.with_groups(made, {"zero-shot": "supervised", "supervised": "zero-shot"})
     verdicts = [finding.judge(exchanged).agrees for finding in findings.FINDINGS]
     assert not any([*verdicts[:4], verdicts[5], verdicts[7]]), verdicts
+
+
+def test_cka_takes_two_models(made: Study) -> None:
+    section = cka.run(studies.with_models(made, made.models[:1]))
+    assert "it takes two models" in "".join(section.blocks) and not section.tables
 
 
 def test_rank_correlation() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Int
 
-from experiments.study import Study, StudyModel
+from experiments.study import Interpolation, Study, StudyModel
 from jaxclip.analyze import Options
 from jaxclip.config import ModelConfig, Preprocess, ResNet, Text, ViT
 from jaxclip.datasets.named import Concepts
@@ -169,21 +169,23 @@ def get_config(root: Path) -> Study:
         return Concepts(scipy.sparse.csr_array(np.array([*shown.values()]).T), tuple(shown), tuple(kinds))
 
     clip, tuned = CLIP.name, f"{CLIP.name}-finetuned"
+    ends = model(clip, root / clip / "last", "zero-shot"), model(tuned, root / tuned / "last", "fine-tuned")
     vit = model(VIT.name, root / VIT.name / "last", "supervised")
     resnet = model(RESNET.name, root / RESNET.name / "last", "supervised", "ResNet")
     return Study(
         title="CIFAR-10 in miniature",
-        models=(
-            model(clip, root / clip / "last", "zero-shot"),
-            model(tuned, root / tuned / "last", "fine-tuned"),
-            vit,
-            resnet,
-        ),
+        models=(*ends, vit, resnet),
         standard=(*snapshots(VIT, "ViT"), vit, *snapshots(RESNET, "ResNet"), resnet),
-        interpolated={
-            alpha: model(f"{tuned}-alpha_{alpha:.2f}", root / "wise_ft" / f"alpha_{alpha:.2f}", "fine-tuned")
-            for alpha in ALPHAS
-        },
+        interpolated=(
+            Interpolation(
+                ends[0],
+                ends[1],
+                {
+                    alpha: model(f"{tuned}-alpha_{alpha:.2f}", root / "wise_ft" / f"alpha_{alpha:.2f}", "fine-tuned")
+                    for alpha in ALPHAS
+                },
+            ),
+        ),
         store=root / "store",
         reference=REFERENCE,
         shifts=SHIFTS,

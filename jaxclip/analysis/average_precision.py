@@ -93,7 +93,7 @@ def pairwise(
         directions: How many there are.
         positives: A :func:`label_matrix`.
         negatives: In the same form, the images without each concept that count; None means all of them.
-        both_signs: Take the larger average precision of the scores and of their negatives.
+        both_signs: Take the larger average precision of the scores and of their negatives; the latter as a negative.
         advance: Is told how many pairs have been done, each time that some have.
     """
     sides = [positives] if negatives is None else [positives, negatives]
@@ -183,7 +183,10 @@ def _average_precision(
             return sums / jnp.maximum(counts[0], 1)
 
         forward = mean(reached, False)
-        return jnp.maximum(forward, mean(higher, True)) if both_signs else forward
+        if not both_signs:
+            return forward
+        backward = mean(higher, True)
+        return jnp.where(forward >= backward, forward, -backward)
 
     return lax.map(one, scores)
 

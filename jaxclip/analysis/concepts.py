@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
 from jaxclip.analysis.average_precision import Labels, label_matrix, pairwise
 from jaxclip.analysis.rows import EXACT, AnyArray, blocks, matrix
@@ -25,10 +25,12 @@ class EncodedConcepts:
     Attributes:
         average_precision: Of each direction, the better of its two signs, with each concept; NaN for skipped concepts
             [r, c].
+        sign: The better of the two, 1 or -1; 0 for skipped concepts [r, c].
         threshold: A direction encodes a concept from this average precision on.
     """
 
     average_precision: Float[np.ndarray, "r c"]
+    sign: Int8[np.ndarray, "r c"]
     threshold: float
 
     @property
@@ -60,7 +62,7 @@ class EncodedConcepts:
     def unique_over(self, thresholds: Float[Any, " t"]) -> Int[np.ndarray, " t"]:
         """The number of unique concepts at each of several thresholds."""
         best = np.nan_to_num(self.average_precision, nan=-1).max(0)
-        return (best[None] >= np.asarray(thresholds)[:, None]).sum(1)
+        return (best[None] >= np.asarray(thresholds, best.dtype)[:, None]).sum(1)  # rounded as in `encoded`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,8 @@ def concept_counts(
             found = np.full((len(directions), labels.shape[1]), np.nan, np.float32)
             scores: Callable[[np.ndarray], Array] = lambda some: _project(directions[some], h)  # noqa: E731
             found[:, kept] = pairwise(scores, len(directions), positives, others, both_signs=True, advance=advance)
-            return EncodedConcepts(found, threshold)
+            sign = np.sign(np.nan_to_num(found)).astype(np.int8)
+            return EncodedConcepts(np.abs(found), sign, threshold)
 
         return ConceptCounts(
             directions=encoded(h, directions),

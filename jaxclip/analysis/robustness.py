@@ -108,7 +108,7 @@ def effective_robustness(
 
     Raises:
         InputError: A column is missing or of another length, an accuracy is outside 0 to 1, or fewer than three
-            baseline models have a logit for a shift.
+            baseline models have a logit for a shift, or all have one ImageNet accuracy.
 
     Source: method page, "Effective robustness"; Taori et al. 2020, section 2.
     """
@@ -125,6 +125,9 @@ def effective_robustness(
     for shift, count in zip(shifts, usable.sum(1), strict=True):
         if count < 3:
             raise InputError(f"baselines: {count} models have accuracies between 0 and 1 for {shift}: a line needs 3")
+    for shift, values, good in zip(shifts, x_base, usable, strict=True):
+        if len(set(values[good])) < 2:
+            raise InputError(f"baselines: all have the same ImageNet accuracy for {shift}: a line needs two of them")
     logits = [np.where(usable, _logit(values), 0).astype(np.float32) for values in (x_base, y_base)]
     lines, point, interval, mean_interval = jax.device_get(
         _fit_and_judge(
@@ -239,7 +242,7 @@ def _cell(text: str, where: str) -> float:
 def _table(name: str, columns: Mapping[str, Any], shifts: Sequence[str]) -> dict[str, np.ndarray]:
     """The columns as float64 of equal length, checked."""
     table = {column: np.asarray(values, np.float64).reshape(-1) for column, values in columns.items()}
-    known = COLUMNS if tuple(shifts) == SHIFTS else (_FULL, *shifts)
+    known = (_FULL, *shifts, *(_SUBSET[shift] for shift in shifts if shift in _SUBSET))
     if unknown := sorted(set(table) - set(known)):
         raise InputError(f"{name}: unknown column {unknown[0]!r}; known are {', '.join(known)}")
     length = len(_column(name, table, _FULL))
@@ -266,13 +269,14 @@ Line = tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]
 
 
 def _line(x: Float[Array, " b"], y: Float[Array, " b"], weight: Float[Array, " b"]) -> Line:
-    """Slope, intercept and R² of the weighted least-squares line."""
-    total = weight.sum()
+    """Slope, intercept and R² of the weighted least-squares line; NaN where all that has weight has one x."""
+    total, one = weight.sum(), x[jnp.argmax(weight)]
+    x = x - one  # so that equal ones are 0, whatever their mean would be rounded to
     mean_x, mean_y = (weight * x).sum() / total, (weight * y).sum() / total
     dx, dy = x - mean_x, y - mean_y
     xx, xy, yy = (weight * dx * dx).sum(), (weight * dx * dy).sum(), (weight * dy * dy).sum()
     slope = xy / xx
-    return slope, mean_y - slope * mean_x, xy * xy / (xx * yy)
+    return slope, mean_y - slope * (mean_x + one), xy * xy / (xx * yy)
 
 
 @jax.jit(static_argnames="samples")
