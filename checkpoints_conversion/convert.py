@@ -51,7 +51,7 @@ def convert(
         if entry.source is None:
             raise InputError(f"{model} has no published weights: {entry.note}")
         source, digest = entry.source, entry.sha256
-        if source.endswith(".pt") and entry.mirror is not None and importlib.util.find_spec("torch") is None:
+        if source.endswith((".pt", ".pth")) and entry.mirror is not None and importlib.util.find_spec("torch") is None:
             source, digest = entry.mirror, None  # the same weights, in safetensors
     weights = open_weights(os.fspath(source), digest)
     if config is None:

@@ -131,20 +131,31 @@ def _hf_classes(data: dict[str, Any]) -> int:
 
 
 def _hf_pixels(data: dict[str, Any], default: Preprocess) -> Preprocess:
-    """Reads a ``preprocessor_config.json`` in either of its two spellings of a size."""
+    """Reads a ``preprocessor_config.json`` in either of its two spellings of a size; refuses what is not modelled."""
     if not data:
         return default
-    size, crop = data.get("size", default.size), data.get("crop_size", default.size)
-    crop_size = crop["height"] if isinstance(crop, dict) else crop
+    where = "preprocessor_config.json"
+    for key, only in {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}.items():
+        if abs(data.get(key, only) - only) > 1e-6:
+            raise InputError(f"{where}: {key} {data[key]} is not supported, only {only}")
+    crops = data.get("do_center_crop", default.resize == "shortest")
+    crop, size = _side(data.get("crop_size", default.size), where), data.get("size", default.size)
     resize_to: int | None
     if isinstance(size, dict) and "height" in size:
-        resize, resize_to, final = "squash", None, size["height"]
+        resize, resize_to, final = "squash", None, _side(size, where)
+        if crops and crop != final:
+            raise InputError(f"{where}: a crop of {crop} from a square of {final} pixels is not supported")
     else:
         shortest = size["shortest_edge"] if isinstance(size, dict) else size
-        if "crop_pct" in data:  # ConvNextImageProcessor, which ResNets use, crops to ``size`` itself
-            resize, resize_to, final = "shortest", int(shortest / data["crop_pct"]), shortest
-        elif data.get("do_center_crop", True) and default.resize == "shortest":
-            resize, resize_to, final = "shortest", shortest, crop_size
+        if "crop_pct" in data:  # ConvNextImageProcessor, which ResNets use: crops to ``size`` itself, or squashes
+            cut = shortest < 384
+            resize, resize_to, final = (
+                ("shortest", int(shortest / data["crop_pct"]), shortest) if cut else ("squash", None, shortest)
+            )
+        elif crops:
+            resize, resize_to, final = "shortest", shortest, crop
+        elif isinstance(size, dict):
+            raise InputError(f"{where}: shortest_edge without do_center_crop is not supported: pictures are not square")
         else:
             resize, resize_to, final = "squash", None, shortest
     resample = data.get("resample", {"bilinear": 2, "bicubic": 3}[default.interpolation])
@@ -160,6 +171,15 @@ def _hf_pixels(data: dict[str, Any], default: Preprocess) -> Preprocess:
         mean=tuple(data.get("image_mean", default.mean)),
         std=tuple(data.get("image_std", default.std)),
     )
+
+
+def _side(size: int | dict[str, int], where: str) -> int:
+    """The side of a square that is given as a number, or by height and width."""
+    if isinstance(size, int):
+        return size
+    if size["height"] != size["width"]:
+        raise InputError(f"{where}: {size['height']} x {size['width']} pixels are not square, which is not supported")
+    return size["height"]
 
 
 def _timm(data: dict[str, Any], name: str) -> ModelConfig:

@@ -1,6 +1,7 @@
 """Opens foreign weight files: names and shapes at once, tensors one at a time, so that memory stays near one copy."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import urllib.request
@@ -59,7 +60,10 @@ def open_weights(source: str, expected_digest: str | None = None) -> Weights:
     path = _locate(source)
     folder = path.parent
     if path.suffix == ".json":
-        files = sorted({folder / name for name in _read_json(path)["weight_map"].values()})
+        index = _read_json(path).get("weight_map")
+        if not isinstance(index, dict):
+            raise InputError(f"{path} has no weight_map, so it is no index of weights: give the weights' own file")
+        files = sorted({folder / name for name in index.values()})
     else:
         files = [path]
     for file in files:
@@ -70,6 +74,8 @@ def open_weights(source: str, expected_digest: str | None = None) -> Weights:
     readers = {name: read for shapes, read in opened for name in shapes}
     digest = sha256(path)
     if expected_digest is not None and digest != expected_digest:
+        if path.is_relative_to(CACHE):
+            path.unlink()  # the same command downloads it again
         raise InputError(f"{path} has SHA-256 {digest}, not {expected_digest}: download it again")
     configs = {name: _read_json(folder / name) for name in CONFIG_FILES if (folder / name).is_file()}
     return Weights(path, shapes, lambda name: readers[name](name), configs, digest)
@@ -116,16 +122,18 @@ def _from_hub(hub_id: str) -> Path:
 
 
 def _download(url: str) -> Path:
-    digest = next((part for part in url.split("/") if re.fullmatch(r"[0-9a-f]{64}", part)), "")
-    path = CACHE / digest[:16] / url.rsplit("/", 1)[-1]
+    path = CACHE / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
     if path.is_file():
         return path
     try:
         with urllib.request.urlopen(url, timeout=60) as response, new_file(path, "wb") as file:
-            total = response.headers.get("Content-Length")
-            with progress(f"download {path.name}", total=total and int(total), unit="bytes") as advance:
+            length = response.headers.get("Content-Length")
+            total = None if length is None else int(length)
+            with progress(f"download {path.name}", total=total, unit="bytes") as advance:
                 while piece := response.read(1 << 20):
                     advance(file.write(piece))
+            if total not in (None, file.tell()):
+                raise InputError(f"{url} was cut off after {file.tell():,} of {total:,} bytes: try again")
     except OSError as error:
         raise InputError(f"{url} cannot be downloaded ({error}): download it by hand and give its path") from error
     return path

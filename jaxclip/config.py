@@ -229,7 +229,7 @@ _OPEN_CLIP_TEXT = {
     "pool_type", "eos_id", "proj_bias", "norm_kwargs",
 }  # fmt: skip
 # Keys that change nothing about inference, or only name what the towers' defaults already are.
-_OPEN_CLIP_IGNORED = {"patch_dropout", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id"}
+_OPEN_CLIP_IGNORED = {"patch_dropout", "output_tokens", "pad_id"}
 
 
 def from_open_clip(config: dict[str, Any], name: str, where: str = "open_clip config") -> ModelConfig:
@@ -256,7 +256,8 @@ def from_open_clip(config: dict[str, Any], name: str, where: str = "open_clip co
                 continue
             if (key, value) == ("pos_embed_type", "learnable"):
                 continue
-            raise InputError(f"{where}: {part}.{key} = {value!r} is not supported")
+            what = ": jaxclip has CLIP's own tokenizer only" if "tokenizer" in key else ""
+            raise InputError(f"{where}: {part}.{key} = {value!r} is not supported{what}")
     activation: Activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     image_size = vision.get("image_size", 224)
     if isinstance(image_size, list):

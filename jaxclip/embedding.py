@@ -86,7 +86,8 @@ def embed(
         with together("open the store"):
             if jax.process_index() == 0 and not _is_whole(folder, len(shards)):
                 stack.enter_context(_lock(folder))
-                _reopen(folder, len(shards))
+                if not _is_whole(folder, len(shards)):  # another process may have finished it just now
+                    _reopen(folder, len(shards))
         with together("write the store"):
             if not (folder / MANIFEST).exists():
                 mine = range(jax.process_index(), len(shards), jax.process_count())
@@ -102,14 +103,13 @@ def embed(
 
 
 def _is_whole(folder: Path, count: int) -> bool:
-    """Whether the store is finished, nothing is left over, and every shard has its digest."""
+    """Whether the store is finished, nothing of ours is left over, and every shard has its digest."""
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
         return False
-    expected = {folder / MANIFEST, *(shard_path(folder, k) for k in range(count))}
-    return set(folder.iterdir()) == expected and all(
-        sha256(shard_path(folder, k)) == entry["sha256"] for k, entry in enumerate(manifest["shards"])
-    )
+    left = [*folder.glob(".*.part"), *(path for k in range(count) if (path := entry_path(folder, k)).exists())]
+    shards = [(shard_path(folder, k), entry) for k, entry in enumerate(manifest["shards"])]
+    return not left and all(path.is_file() and sha256(path) == entry["sha256"] for path, entry in shards)
 
 
 def _reopen(folder: Path, count: int) -> None:

@@ -1,5 +1,6 @@
 """Conversion refuses what it cannot convert, by name, and leaves nothing behind; what it converts is exact."""
 
+import io
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from safetensors.numpy import save_file
 from checkpoints_conversion import describe, sources, tables
 from checkpoints_conversion.convert import convert
 from jaxclip import checkpoint
-from jaxclip.config import from_open_clip
+from jaxclip.config import Preprocess, from_open_clip
 from jaxclip.errors import InputError
 from jaxclip.models import clip
 
@@ -280,6 +282,66 @@ def test_hub_and_url(tensors, model, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert opened.path.is_relative_to(tmp_path / "cache") and set(opened.shapes) == set(tensors)
     with pytest.raises(InputError, match="SHA-256"):
         sources.open_weights(url, "0" * 64)
+    assert not opened.path.exists(), "a file with a wrong digest would be found again for ever"
+
+
+def test_downloads_of_one_name_are_of_their_own_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most repositories call their weights model.safetensors: the second would be read from the first's cache."""
+    monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_text(folder)
+    paths = [sources._download((tmp_path / folder / "model.safetensors").as_uri()) for folder in ("one", "two")]
+    assert [path.read_text() for path in paths] == ["one", "two"]
+
+
+def test_a_download_that_is_cut_off_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answer(io.BytesIO):
+        headers: ClassVar = {"Content-Length": "10"}
+
+    monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
+    bodies = iter([b"12345", b"1234567890"])
+    monkeypatch.setattr(sources.urllib.request, "urlopen", lambda url, timeout: Answer(next(bodies)))
+    with pytest.raises(InputError, match="cut off after 5 of 10 bytes"):
+        sources._download("https://example.org/w.pt")
+    assert sources._download("https://example.org/w.pt").read_bytes() == b"1234567890"
+
+
+def test_other_tokenizers_are_refused() -> None:
+    """Such a model would be given CLIP's token ids, which mean nothing to it, and zero-shot heads of chance."""
+    other = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "hf_tokenizer_name": "bert-base-uncased"}}
+    with pytest.raises(InputError, match=r"hf_tokenizer_name = 'bert-base-uncased' .* CLIP's own tokenizer only"):
+        from_open_clip(other, "x")
+
+
+SQUASHED, CUT = Preprocess(224, "squash"), Preprocess(224)
+
+
+@pytest.mark.parametrize(
+    ("data", "default", "expected"),
+    [
+        ({"size": 224}, SQUASHED, ("squash", None, 224)),
+        ({"size": {"height": 384, "width": 384}}, SQUASHED, ("squash", None, 384)),
+        ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True}, SQUASHED, ("shortest", 256, 224)),
+        ({"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, CUT, ("shortest", None, 224)),
+        ({"size": 224, "crop_pct": 0.875}, CUT, ("shortest", 256, 224)),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, CUT, ("squash", None, 384)),
+        ({"size": 224, "do_normalize": False}, SQUASHED, "do_normalize False"),
+        ({"size": 224, "do_resize": False}, SQUASHED, "do_resize False"),
+        ({"size": 224, "rescale_factor": 1 / 127.5}, SQUASHED, "rescale_factor"),
+        ({"size": {"height": 256, "width": 224}}, SQUASHED, "256 x 224"),
+        ({"size": {"height": 256, "width": 256}, "crop_size": 224}, CUT, "crop of 224 from a square of 256"),
+        ({"size": {"shortest_edge": 224}, "do_center_crop": False}, CUT, "without do_center_crop"),
+    ],
+)
+def test_hugging_faces_preprocessors(data: dict, default: Preprocess, expected: tuple | str) -> None:
+    """As transformers' own processors do it (ConvNext's squashes from 384 pixels on); else an error, not a guess."""
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            describe._hf_pixels(data, default)
+    else:
+        found = describe._hf_pixels(data, default)
+        assert (found.resize, found.resize_to, found.size) == expected
 
 
 def test_published_weights_of_a_known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -300,11 +301,46 @@ def test_the_fingerprint_is_of_the_pictures_not_of_the_place(tmp_path):
         "other name": fill(tmp_path / "name", "a/1.jpg", "a/3.jpg", "b/1.jpg"),
         "other label": fill(tmp_path / "label", *names),
         "other size": fill(tmp_path / "size", *names),
+        "other pixels": fill(tmp_path / "pixels", *names),
     }
+    (changes["other pixels"] / "a/1.jpg").write_bytes((tmp_path / "x/a/1.jpg").read_bytes()[::-1])
     (changes["other size"] / "a/1.jpg").write_bytes(b"longer than before")
     for what, folder in changes.items():
         classes = ["b", "a"] if what == "other label" else None
         assert open_source(folder, classes=classes).fingerprint() != first, f"{what}: the fingerprint is the same"
+
+
+@pytest.mark.parametrize("size", [1, 1500, 5000])
+def test_the_fingerprint_of_an_archive_is_of_its_pictures(tmp_path, size):
+    """Of one size and name: generated sets such as corruptions differ in nothing else."""
+    rng, found = np.random.default_rng(0), []
+    for k in range(2):
+        with tarfile.open(tmp_path / f"{k}.tar", "w") as archive:
+            for name in ("a/1.bmp", "b/2.bmp"):
+                info = tarfile.TarInfo(name)
+                info.size = size
+                content = rng.bytes(size) if name == "b/2.bmp" else bytes(size)
+                archive.addfile(info, io.BytesIO(content))
+        found.append(open_source(tmp_path / f"{k}.tar").fingerprint())
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "0.tar", tmp_path / "again" / "0.tar")
+    assert found[0] != found[1] and open_source(tmp_path / "again" / "0.tar").fingerprint() == found[0]
+
+
+def test_hard_links_in_an_archive_are_not_left_out(tmp_path):
+    fill(tmp_path, "x/a/1.jpg")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(tmp_path / "x/a/1.jpg", "a/1.jpg")
+        link = tarfile.TarInfo("a/2.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a/1.jpg"
+        archive.addfile(link)
+    with pytest.raises(InputError, match=r"a/2\.jpg is a hard link"):
+        open_source(tmp_path / "x.tar")
+
+
+def test_two_folders_of_one_number(tmp_path):
+    with pytest.raises(InputError, match="'01' is the number of another"):
+        open_source(fill(tmp_path, "1/a.jpg", "01/b.jpg", "2/c.jpg"))
 
 
 def test_a_file_that_shrinks_after_opening_is_an_error(tmp_path):

@@ -55,6 +55,14 @@ def test_class_subsets_are_the_testbeds(name, wnids):
     assert [wnids[i] for i in indices] == shipped, "the WNIDs that ship are not tfds's at these indices"
 
 
+def test_the_authors_own_names_have_their_classes():
+    """As the archives are called, and unpack: else such a folder is classified among 1,000 classes, without a word."""
+    for name in ("imagenet-a", "imagenet-a.tar", "imagenet_a.tar", "imagenet_a:test"):
+        np.testing.assert_array_equal(class_subset(name), class_subset("imagenet_a"))
+    np.testing.assert_array_equal(class_subset("imagenet-r.tar.gz"), class_subset("imagenet_r"))
+    assert class_subset("imagenet-sketch.tar") is None and class_subset("imagenet_val") is None
+
+
 def test_class_subsets_are_their_authors():
     """Hendrycks's own evaluation scripts, which are independent of the testbed's file.
 

@@ -137,6 +137,17 @@ def test_the_same_request_is_found_and_reads_no_picture(whole: Representations, 
     assert key_of(identity(changed(tiny_clip(), renamed), source, shard_rows=4)) == whole.folder.name
 
 
+def test_a_strangers_file_in_a_store_is_left_alone(tmp_path: Path, source: Watched, whole: Representations) -> None:
+    """A desktop's .DS_Store would have the finished manifest taken away under its readers."""
+    shutil.copytree(whole.folder, tmp_path / whole.folder.name)
+    (tmp_path / whole.folder.name / ".DS_Store").write_bytes(b"x")
+    before = files(tmp_path / whole.folder.name)
+    stamp = (tmp_path / whole.folder.name / MANIFEST).stat().st_mtime_ns
+    embed(tiny_clip(), source, tmp_path, **SMALL)
+    assert files(tmp_path / whole.folder.name) == before and not source.read
+    assert (tmp_path / whole.folder.name / MANIFEST).stat().st_mtime_ns == stamp
+
+
 def test_whatever_changes_the_numbers_changes_the_key(source: Watched, folder: Path) -> None:
     """Else a store would answer for another model, or for other pictures."""
     model, cfg = tiny_clip(), tiny_clip().config
@@ -146,7 +157,8 @@ def test_whatever_changes_the_numbers_changes_the_key(source: Watched, folder: P
     bf16 = changed(model)
     bf16.dtype = np.dtype("bfloat16")
     fewer = open_folder(folder)
-    fewer = dataclasses.replace(fewer, ids=fewer.ids[:-1], labels=fewer.labels[:-1], sizes=fewer.sizes[:-1])
+    rows = {"labels": fewer.labels[:-1], "starts": fewer.starts[:-1], "sizes": fewer.sizes[:-1]}
+    fewer = dataclasses.replace(fewer, ids=fewer.ids[:-1], **rows)
     requests = [
         identity(model, source),
         identity(changed(model, name=name), source),

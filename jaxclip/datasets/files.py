@@ -1,7 +1,9 @@
 """Pictures in a folder, or in tar archives that are read in place."""
 
+import contextlib
 import dataclasses
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -24,6 +26,7 @@ from jaxclip.progress import progress
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TARS = (".tar", ".tar.gz", ".tgz")
 CACHE = Path.home() / ".cache" / "jaxclip"
+SAMPLE = 1024
 _SIDECARS = (".cls", ".json", ".txt")
 
 
@@ -68,9 +71,23 @@ class FileSource:
         return f"FileSource({self.name!r}, {len(self)} pictures)"
 
     def fingerprint(self) -> str:
-        """A digest of classes, ids, sizes in bytes and labels."""
-        rows = zip(self.ids, self.sizes.tolist(), self.labels.tolist(), strict=True)
+        """A digest of classes, ids, labels, sizes, and of each picture ``SAMPLE`` bytes at start, middle and end."""
+        rows = zip(self.ids, self.sizes.tolist(), self.labels.tolist(), self._samples(), strict=True)
         return digest(itertools.chain([self.classes], rows))
+
+    def _samples(self) -> Iterator[str]:
+        number, opened = -1, None
+        with contextlib.ExitStack() as stack:
+            for index, (start, size) in enumerate(zip(self.starts.tolist(), self.sizes.tolist(), strict=True)):
+                if self.file is None or self.file[index] != number:
+                    stack.close()
+                    number = -1 if self.file is None else self.file[index]
+                    path = self.files[0] / self.ids[index] if self.file is None else self.files[number]
+                    opened = stack.enter_context(path.open("rb", buffering=0))
+                assert opened is not None
+                places = sorted({max(0, place) for place in (0, (size - SAMPLE) // 2, size - SAMPLE)})
+                sample = [os.pread(opened.fileno(), min(SAMPLE, size), start + place) for place in places]
+                yield hashlib.sha256(b"".join(sample)).hexdigest()[:16]
 
 
 def open_folder(path: Path, split: str | None = None, classes: Sequence[str] | None = None) -> FileSource:
@@ -200,6 +217,8 @@ def members_of(
                     yield from members_of(opened, number, where, name.removesuffix(".tar") + "/", stop)
                 elif member.isreg():
                     yield _Member(number, name, member.offset_data, member.size)
+                elif member.islnk() and is_picture(name):
+                    raise InputError(f"{where}: {name} is a hard link: pack the pictures anew with --hard-dereference")
             # tarfile takes a damaged header for the end; the end of a whole archive is blocks of zeros.
             opened.seek(tar.offset)
             block = opened.read(512)

@@ -95,6 +95,9 @@ def to_labels(
     found = sorted({name for name in names if name is not None})
     wnids = imagenet_wnids()
     numbers = {name: int(name) for name in found if name.isascii() and name.isdecimal()}
+    if len(set(numbers.values())) < len(numbers):
+        same = next(name for name in numbers if str(numbers[name]) != name)
+        raise InputError(f"{where}: {same!r} is the number of another class folder too: rename one of them")
     if classes is not None:
         known = {name: i for i, name in enumerate(classes)}
         if len(numbers) == len(found) and not set(numbers) <= set(known):

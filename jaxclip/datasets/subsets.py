@@ -17,9 +17,10 @@ def class_subset(name: str) -> Int[np.ndarray, " m"] | None:
     choosing between all of these and taking any right one is choosing between the 113 by the largest logit of each.
 
     Args:
-        name: As :attr:`jaxclip.datasets.Source.name` has it; a configuration or split after it is ignored.
+        name: As :attr:`jaxclip.datasets.Source.name` has it; a configuration or split after it is ignored, and the
+            authors' own names are known too (``imagenet-a.tar`` and the folder ``imagenet-a`` that it unpacks to).
     """
-    name = re.split("[/:]", name)[0]
+    name = _plain(name)[0]
     if name == "objectnet":
         return np.sort(np.concatenate(list(label_map(name).values())))
     wnids = read_json("class_subsets.json").get(name)
@@ -35,7 +36,7 @@ def label_map(name: str) -> dict[str, Int[np.ndarray, " k"]]:
     Args:
         name: As in :func:`class_subset`.
     """
-    base, *rest = re.split("[/:]", name)
+    base, *rest = _plain(name)
     if base != "objectnet":
         return {}
     maps = objectnet()
@@ -46,6 +47,12 @@ def label_map(name: str) -> dict[str, Int[np.ndarray, " k"]]:
 def objectnet() -> dict[str, dict[str, Any]]:
     """ObjectNet's maps: ``folders``, folder → label (313), and ``imagenet``, label → WNIDs (113)."""
     return read_json("objectnet.json")
+
+
+def _plain(name: str) -> list[str]:
+    """The data set's name, then configuration and split."""
+    base, *rest = re.split("[/:]", name)
+    return [re.sub(r"\.(tar|tar\.gz|tgz)$", "", base).replace("-", "_"), *rest]
 
 
 @functools.cache

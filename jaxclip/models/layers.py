@@ -137,7 +137,7 @@ def apart(x: Float[Array, "n ..."], most: int) -> Float[Array, "k m ..."]:
 
     A part is every k-th of the batch, so that each of several devices has some of it.
     """
-    size = max(size for size in range(1, min(most, len(x)) + 1) if len(x) % size == 0)
+    size = max((size for size in range(1, min(most, len(x)) + 1) if len(x) % size == 0), default=1)
     return x.reshape(size, len(x) // size, *x.shape[1:]).swapaxes(0, 1)
 
 
