@@ -383,7 +383,7 @@ def train(
         learning_rate: At its peak.
         dtype: Type of the computation; parameters are float32.
         seed: Of the initialisation, the order, the augmentation and the rest.
-        split: Which split of the data. Left out: train, where the data is a known data set.
+        split: For supervised, which split of the data. Left out: train, where the data is a known data set.
         data_dir: Where tfds keeps prepared data sets. Left out: its own default.
         validation: Labelled data to choose the best checkpoint by: for clip, by zero-shot accuracy.
         workers: Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores.
@@ -401,6 +401,8 @@ def train(
     chosen = recipe.override(chosen, epochs, batch_size, learning_rate, dtype, seed)
     scored = None if validation is None else open_source(validation, None, data_dir)
     if what == "clip":
+        if split is not None:
+            raise InputError("--split is for `jaxclip train supervised`: captions have no splits")
         written = runs.from_captions(
             architecture,
             open_captions(data, images),
@@ -496,6 +498,8 @@ def main(args: list[str] | None = None) -> int:
         )
     except InputError as error:
         return _fail(str(error))
+    except (FileExistsError, NotADirectoryError) as error:
+        return _fail(f"{error.filename}: a folder is to be here, and a file is in the way: name another")
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

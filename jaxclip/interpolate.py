@@ -50,7 +50,7 @@ def interpolate_checkpoints(
         raise InputError(f"alphas {', '.join(map(str, alphas))}: two of them are the same to two decimals")
     config, first = checkpoint.restore(a)
     other, second = checkpoint.restore(b)
-    for field in ("vision", "text", "num_classes", "preprocess"):
+    for field in ("vision", "text", "num_classes", "logit_bias", "preprocess"):
         ours, theirs = getattr(config, field), getattr(other, field)
         if ours != theirs:
             hint = (

@@ -116,7 +116,7 @@ def _batches(source, pixels, batch_size, workers, indices, skip_bad) -> Iterator
         if workers:
             stack.callback(gc.collect)  # Grain's closed iterators are cycles that hold the last batches' shared memory
         iterator = stack.enter_context(contextlib.closing(iter(dataset)))
-        starting = _hidden_main() if workers else contextlib.nullcontext()
+        starting = hidden_main() if workers else contextlib.nullcontext()
         while True:
             try:
                 with starting:
@@ -199,7 +199,7 @@ def _start_worker(index: int, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
+def hidden_main() -> Iterator[None]:
     """Processes that start meanwhile do not import the caller's script, which would run it again where it has no guard.
 
     Grain spawns its workers when the first element is asked for, and sends them what they need by value (cloudpickle).

@@ -145,6 +145,25 @@ def test_exit_codes(
     assert capsys.readouterr().err == says
 
 
+@pytest.mark.parametrize("below", ["", "x"])
+def test_an_output_folder_that_is_a_file(
+    below: str, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One line, not a FileExistsError's or NotADirectoryError's traceback."""
+    (tmp_path / "file").write_text("mine")
+    assert run("interpolate", classifier, classifier, "--out", tmp_path / "file" / below, "--alpha", "0.5") == 2
+    printed = capsys.readouterr().err
+    assert str(tmp_path / "file") in printed and "a file is in the way" in printed
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_captions_have_no_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """An option that is accepted and ignored misleads."""
+    args = ("--config", "clip_captions", "--data", tmp_path / "no.csv", "--out", tmp_path / "out", "--split", "val")
+    assert run("train", "clip", *args) == 2
+    assert "--split is for" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("a bug")])
 def test_what_the_user_cannot_mend_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug that is printed as one line cannot be reported, nor found."""

@@ -1,8 +1,11 @@
 """Batches: every picture once an epoch, another order each time, the same after a restart; and the caption formats."""
 
 import csv
+import functools
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -58,6 +61,68 @@ def test_a_position_is_taken_up_again(source) -> None:
     other = next(class_batches(source, PIXELS, Augment(), 4, seed=2, workers=0))
     same = next(class_batches(source, PIXELS, Augment(), 4, seed=1, workers=0))
     assert not np.array_equal(other["images"], same["images"]), "the seed changes nothing"
+
+
+def test_a_position_is_of_any_number_of_workers(source) -> None:
+    """A run that moves to a machine of more cores would fail, or go on with other batches."""
+    make = functools.partial(class_batches, source, PIXELS, Augment(), 4, seed=1)
+    expected = make(workers=0)
+    state = expected.get_state()
+    for workers in (0, 2, 1, 0):
+        data = make(workers=workers)
+        data.set_state(json.loads(json.dumps(state)))
+        for _ in range(3):
+            a, b = next(expected), next(data)
+            assert a["ids"].tolist() == b["ids"].tolist() and np.array_equal(a["images"], b["images"]), workers
+        state = data.get_state()
+        data.close()
+
+
+UNGUARDED = """
+import sys
+from jaxclip.config import Preprocess
+from jaxclip.datasets import open_source
+from jaxclip.training.augment import Augment
+from jaxclip.training.data import class_batches
+
+print("run", flush=True)
+data = class_batches(open_source(sys.argv[1]), Preprocess(32), Augment(), 2, seed=1, workers=1)
+next(data)
+data.set_state(data.get_state())
+print(len(next(data)["ids"]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_workers_do_not_run_an_unguarded_script_again(imagenet_samples: list[Path], tmp_path: Path) -> None:
+    """Spawned processes import the main script again, which would start a training run of its own."""
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+    root = class_folders(imagenet_samples, tmp_path / "pictures")
+    done = subprocess.run([sys.executable, script, root], capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout.split()) == (0, ["run", "2"]), done.stderr
+
+
+FRESH = """
+import sys
+from jaxclip.config import Preprocess
+from jaxclip.training.augment import Augment
+from jaxclip.training.data import caption_batches, open_captions
+
+captions = open_captions(*sys.argv[1:])
+data = caption_batches(captions, Preprocess(32), Augment(), 1, context_length=77, seed=1, workers=0)
+for _ in range(4):
+    next(data)
+"""
+
+
+def test_a_fresh_process_reads_captions_in_threads(imagenet_samples: list[Path], tmp_path: Path) -> None:
+    """Threads that all begin with transformers' lazy imports get an ImportError: any run of a few cores would fail."""
+    rows = "".join(f"{path.name},a picture\n" for path in imagenet_samples[:8])
+    (tmp_path / "a.csv").write_text(f"path,caption\n{rows}")
+    command = [sys.executable, "-c", FRESH, tmp_path / "a.csv", imagenet_samples[0].parent]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bad_pictures_and_sizes_are_named(source, tmp_path: Path) -> None:

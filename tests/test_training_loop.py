@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -73,6 +74,22 @@ def test_killed_and_preempted_runs_end_with_the_same_bits(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_killed_run_goes_on_with_any_number_of_workers(tmp_path: Path) -> None:
+    """Else a run that moves to a machine of more cores could not go on, or would take other batches."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start("run", whole, 0))
+    for workers, number in ((1, 6), (2, 13)):
+        process = start("run", broken, workers)
+        wait_for_step(process, broken, number)
+        process.kill()
+        finish(process, -signal.SIGKILL)
+    finish(start("run", broken, 0))
+    a, b = (np.load(out / "arrays.npz") for out in (whole, broken))
+    for name in a.files:
+        assert np.array_equal(a[name], b[name]), f"{name} differs"
+
+
+@pytest.mark.slow
 def test_eight_devices_are_one(tmp_path: Path) -> None:
     """Gradients, batch-norm moments and contrast are of the global batch, not of a device's part."""
     finish(start("devices", tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8"))
@@ -125,8 +142,74 @@ def test_best_and_last_are_kept(step, tmp_path: Path) -> None:
         assert np.array_equal(value, trained.best[name]), f"best's {name} is not that of step 4"
 
 
+class Terminated(grain.DatasetIterator):
+    """Batches, before one of which the process is asked to end."""
+
+    def __init__(self, data: grain.DatasetIterator, at: int):
+        super().__init__(data)
+        self.left = at
+
+    def __next__(self):
+        self.left -= 1
+        if not self.left:
+            signal.raise_signal(signal.SIGTERM)
+        return next(self._parent)
+
+    def get_state(self):
+        return self._parent.get_state()
+
+    def set_state(self, state):
+        self._parent.set_state(state)
+
+
+@pytest.mark.parametrize("at", [4, 8])
+def test_preempted_on_a_save_step_nothing_due_is_lost(step, tmp_path: Path, at: int) -> None:
+    """Else the run would never have that step's score and snapshot: another best, or after the last step none."""
+    ends = {}
+    for name in ("whole", "broken"):
+        scores, kept = iter([5.0, 1.0] if at == 4 else [1.0, 5.0]), []
+
+        def run(data, name=name, scores=scores, kept=kept):
+            return fit(
+                step,
+                data,
+                tmp_path / name,
+                Schedule(8, save=4, log=1),
+                seed=1,
+                score=lambda arrays: {"score": next(scores)},
+                keep=lambda number, arrays: kept.append(number),
+            )
+
+        if name == "broken":
+            with pytest.raises(SystemExit):
+                run(Terminated(worker.batches(4), at))
+        ends[name] = run(worker.batches(4))
+        assert kept == [4, 8], f"{name}: other snapshots"
+        assert ends[name].best_step == at, f"{name}: another best"
+    assert steps_logged(tmp_path / "broken") == steps_logged(tmp_path / "whole")
+    for part in ("last", "best"):
+        for name, value in getattr(ends["whole"], part).items():
+            assert np.array_equal(value, getattr(ends["broken"], part)[name]), f"{part}: {name} differs"
+
+
+def test_the_last_steps_are_logged_and_scoring_takes_no_images_per_second(step, tmp_path: Path) -> None:
+    """Short runs would log no loss, long ones not that of their end; and speed would fall with validation data."""
+    fit(step, worker.batches(4), tmp_path / "short", Schedule(3, save=3, log=10), seed=1)
+    assert steps_logged(tmp_path / "short") == [3]
+
+    def score(arrays):
+        time.sleep(2)
+        return {"score": 0.0}
+
+    fit(step, worker.batches(4), tmp_path / "scored", Schedule(7, save=2, log=4), seed=1, score=score)
+    assert steps_logged(tmp_path / "scored") == [2, 4, 4, 6, 7, 7], "losses are due at 4 and 7"
+    lines = [json.loads(line) for line in (tmp_path / "scored" / loop.METRICS).read_text().splitlines()]
+    speed = lines[4]["images_per_second"]
+    assert speed > 12 / 2, "steps 5 to 7 took less than the two seconds of the scoring between them"
+
+
 def test_divergence_names_step_and_pictures(tmp_path: Path) -> None:
-    """The error has the step and its batch, though it is noticed while the next step is under way."""
+    """The error has the step and its batch, though it is noticed while the next step is under way; a file has all."""
     step = worker.toy_step(steps=8, accumulate=1, ema_decay=None)
 
     def poisoned(state, batch):
@@ -139,6 +222,11 @@ def test_divergence_names_step_and_pictures(tmp_path: Path) -> None:
         fit(step._replace(update=poisoned), worker.batches(4), tmp_path, Schedule(8, save=2, log=1), seed=1)
     assert caught.value.step == 3 and caught.value.ids == tuple(expected)
     assert "step 2" in str(caught.value), "the message must name the last good checkpoint"
+    file = tmp_path / "diverged.json"
+    assert str(file) in str(caught.value), "the message must name the file"
+    written = json.loads(file.read_text())
+    assert written["step"] == 3 and written["ids"] == list(map(str, expected))
+    assert written["metrics"]["loss"] == "nan", "other programs' JSON readers refuse NaN"
     assert {p.name for p in (tmp_path / loop.CHECKPOINTS).iterdir() if p.name.isdigit()} == {"2"}
 
 

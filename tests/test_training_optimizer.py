@@ -1,6 +1,7 @@
 """The optimiser does what its words say: beside PyTorch's own, or a computation by hand."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,19 @@ def test_accumulated_batches_are_one_update_of_their_mean() -> None:
         np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5, atol=1e-7)
 
 
-def test_bad_numbers_are_named() -> None:
-    with pytest.raises(InputError, match="layer_decay is 0"):
-        Optimizer(layer_decay=0)
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("layer_decay", 0, "layer_decay is 0"),
+        ("name", "AdamW", "name is 'AdamW', not adamw or sgd"),
+        ("b1", 7.0, "b1 is 7"),
+        ("b2", -1.0, "b2 is -1"),
+        ("eps", -3.0, "eps is -3"),
+        ("learning_rate", math.inf, "learning_rate is inf"),
+        ("weight_decay", math.nan, "weight_decay is nan"),
+    ],
+)
+def test_bad_values_are_named(field: str, value: object, says: str) -> None:
+    """A name that is not known must not become SGD, nor a moment that grows a run that diverges."""
+    with pytest.raises(InputError, match=says):
+        Optimizer(**{field: value})

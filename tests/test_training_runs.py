@@ -2,22 +2,27 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from tiny import class_folders, tiny_clip
+from tiny import VISION, class_folders, tiny_clip
 
 from jaxclip import checkpoint, config, evaluation, load_model, registry
 from jaxclip.cli import main
 from jaxclip.datasets import open_source
 from jaxclip.datasets.source import Example
 from jaxclip.errors import InputError
-from jaxclip.interpolate import interpolate
+from jaxclip.interpolate import interpolate, interpolate_checkpoints
 from jaxclip.training import recipe, runs
 from jaxclip.training.augment import Augment
+from jaxclip.training.data import Captions
+from jaxclip.training.loop import CHECKPOINTS, Schedule, Trained
 from jaxclip.training.optimizer import Optimizer
 from jaxclip.training.recipe import Recipe
+from jaxclip.training.state import arrays as arrays_of
 
 RECIPE = Recipe(2, 3, Optimizer(learning_rate=1e-3), Augment(), dtype="float32", log=1)
 NAMES = {"bird": "a hen", "fish": "a tench"}
@@ -102,16 +107,201 @@ def test_train_clip_from_a_csv(imagenet_samples: list[Path], tmp_path: Path, cap
     assert [x["step"] for x in lines] == [1, 2, 3, 4] and all(0 < x["logit_scale"] <= 100.001 for x in lines)
 
 
+# --- what a run begins with and refuses ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> list[Schedule]:
+    """The schedules of runs whose loop takes no step, but leaves a checkpoint's folder and a snapshot."""
+    schedules = []
+
+    def fit(step, batches, out, schedule, *, seed, score, keep, tensorboard) -> Trained:
+        found = arrays_of(step.init(jax.random.key(seed)))
+        (out / CHECKPOINTS / str(schedule.steps)).mkdir(parents=True, exist_ok=True)
+        if keep is not None:
+            keep(schedule.steps, found)
+        schedules.append(schedule)
+        return Trained(found, None, None)
+
+    monkeypatch.setattr(runs, "fit", fit)
+    return schedules
+
+
+@pytest.fixture
+def captions(folder: Path) -> Captions:
+    source = open_source(folder / "data")
+    return Captions(source, tuple(f"picture {i}" for i in range(len(source))))
+
+
+CLASSIFIER = config.ModelConfig("toy", config.ViT(32, 16, 32, 1, 2, 64), config.Preprocess(32), num_classes=2)
+TUNE = {"classes": NAMES, "templates": ["{}"], "workers": 0}
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"vision": dataclasses.replace(VISION, layers=1)}, r"vision\.layers is 2, not 1$"),
+        ({"preprocess": config.Preprocess(32, resize="squash")}, r"preprocess\.resize is 'shortest', not 'squash'$"),
+    ],
+)
+def test_a_start_of_another_architecture_is_refused(
+    part: dict, says: str, folder: Path, captions: Captions, untrained: list, tmp_path: Path
+) -> None:
+    """Or a whole run ends with a checkpoint that does not load."""
+    cfg = dataclasses.replace(tiny_clip().config, **part)
+    with pytest.raises(InputError, match=says):
+        runs.from_captions(cfg, captions, tmp_path / "out", RECIPE, start=folder / "clip", workers=0)
+    assert not (tmp_path / "out").exists(), "what is refused leaves a folder"
+
+
+def test_the_logit_bias_of_a_start(folder: Path, captions: Captions, untrained: list, tmp_path: Path) -> None:
+    """The sigmoid loss gives a CLIP that has none the bias of a fresh model; one that a start has stays. All load."""
+    cfg, sigmoid = tiny_clip().config, dataclasses.replace(RECIPE, loss="sigmoid")
+    biased = runs.from_captions(cfg, captions, tmp_path / "sigmoid", sigmoid, start=folder / "clip", workers=0)
+    before, after = arrays(folder / "clip"), arrays(biased)
+    assert after.pop("logit_bias") == -10
+    assert before.keys() == after.keys() and all(np.array_equal(a, after[n]) for n, a in before.items())
+    kept = runs.from_captions(cfg, captions, tmp_path / "contrastive", RECIPE, start=biased, workers=0)
+    assert arrays(kept)["logit_bias"] == -10
+
+
+def test_ends_with_and_without_a_logit_bias_have_no_line(folder: Path, tmp_path: Path) -> None:
+    """Neither a KeyError nor a checkpoint without the bias that its configuration asks for."""
+    cfg = dataclasses.replace(tiny_clip().config, logit_bias=True)
+    model = checkpoint.named(tiny_clip().params) | {"logit_bias": np.float32(-10)}
+    checkpoint.save(tmp_path / "biased", cfg, model)
+    for a, b in ((tmp_path / "biased", folder / "clip"), (folder / "clip", tmp_path / "biased")):
+        with pytest.raises(InputError, match="their logit_bias is not the same"):
+            interpolate_checkpoints(a, b, [0.5], tmp_path / "out")
+
+
+def test_validation_of_other_classes_is_refused_at_once(
+    folder: Path, imagenet_samples: list[Path], untrained: list, tmp_path: Path
+) -> None:
+    """{cat, dog} must not be scored as {bird, fish}; a third class must not end the run after its first epoch."""
+    source = open_source(folder / "data")
+    for other, says in ((("cat", "dog"), "class 0 is 'cat' there"), (("bird", "fish", "newt"), "3 classes")):
+        validation = OwnClasses(tuple(imagenet_samples[: len(other)]), called=other)
+        with pytest.raises(InputError, match=says):
+            runs.supervised(CLASSIFIER, source, tmp_path / "out", RECIPE, validation=validation, workers=0)
+        with pytest.raises(InputError):
+            runs.finetune(folder / "clip", source, tmp_path / "out", RECIPE, validation=validation, **TUNE)
+    assert not untrained and not (tmp_path / "out").exists()
+
+
+def test_accumulated_steps_are_whole_updates(
+    folder: Path, captions: Captions, untrained: list[Schedule], tmp_path: Path
+) -> None:
+    """Seven pictures twice, by threes: five steps are two updates of two; fewer steps than one update train nothing."""
+
+    def accumulating(n: int) -> Recipe:
+        return dataclasses.replace(RECIPE, optimizer=Optimizer(accumulate=n))
+
+    assert [accumulating(n).length(7) for n in (1, 2, 5)] == [5, 4, 5]
+    cfg, common = tiny_clip().config, {"start": folder / "clip", "workers": 0}
+    runs.from_captions(cfg, captions, tmp_path / "two", accumulating(2), **common)
+    assert [schedule.steps for schedule in untrained] == [4]
+    with pytest.raises(InputError, match="accumulate is 6, and the run has 5 steps"):
+        runs.from_captions(cfg, captions, tmp_path / "six", accumulating(6), **common)
+
+
+def test_a_run_that_never_began_may_be_mended(folder: Path, untrained: list, tmp_path: Path) -> None:
+    """After a batch that is too large, the mended command; its zero-shot head is of its own templates."""
+    source, out = open_source(folder / "data"), tmp_path / "out"
+    with pytest.raises(InputError, match="fewer than a batch of 100"):
+        runs.finetune(folder / "clip", source, out, dataclasses.replace(RECIPE, batch_size=100), **TUNE)
+    first = arrays(out / "zero_shot")["head.kernel"]
+    mended = TUNE | {"templates": ["a drawing of {}"]}
+    runs.finetune(folder / "clip", source, out, RECIPE, **mended)
+    assert not np.allclose(arrays(out / "zero_shot")["head.kernel"], first, rtol=1e-3)
+    assert json.loads((out / "recipe.json").read_text())["recipe"]["batch_size"] == 3
+    for key, other in (("recipe", {}), ("templates", TUNE)):
+        changed = dataclasses.replace(RECIPE, seed=1) if key == "recipe" else RECIPE
+        with pytest.raises(InputError, match=f"whose {key} is another"):
+            runs.finetune(folder / "clip", source, out, changed, **(mended | other))
+
+
+def test_edited_captions_are_another_run(folder: Path, captions: Captions, untrained: list, tmp_path: Path) -> None:
+    """Or a run goes on, in its middle, with other texts."""
+    common = {"start": folder / "clip", "workers": 0}
+    runs.from_captions(tiny_clip().config, captions, tmp_path / "out", RECIPE, **common)
+    edited = dataclasses.replace(captions, texts=("another", *captions.texts[1:]))
+    with pytest.raises(InputError, match="whose captions is another"):
+        runs.from_captions(tiny_clip().config, edited, tmp_path / "out", RECIPE, **common)
+
+
+def test_both_phases_keep_their_snapshots(folder: Path, untrained: list, tmp_path: Path) -> None:
+    """lp-ft's phases count steps from 1 each, and their models need names of their own too."""
+    recipe = dataclasses.replace(RECIPE, snapshots=True)
+    runs.finetune(folder / "clip", open_source(folder / "data"), tmp_path, recipe, mode="lp-ft", probe_epochs=2, **TUNE)
+    found = sorted(tmp_path.glob("snapshots*/step_000005"))
+    assert [path.parent.name for path in found] == ["snapshots-full", "snapshots-head"]
+    assert len({checkpoint.read_config(path).name for path in found}) == 2
+
+
+@pytest.mark.parametrize("epochs", [-1.0, 0.0, math.inf])
+def test_the_probe_takes_some_epochs(epochs: float, folder: Path, untrained: list, tmp_path: Path) -> None:
+    source = open_source(folder / "data")
+    with pytest.raises(InputError, match="probe_epochs is"):
+        runs.finetune(folder / "clip", source, tmp_path / "out", RECIPE, mode="lp-ft", probe_epochs=epochs, **TUNE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"label_smoothing": 0.3}, {"augment": Augment(mixup=0.5)}, {"augment": Augment(cutmix=0.5)}],
+    ids=["label_smoothing", "mixup", "cutmix"],
+)
+def test_captions_refuse_what_is_for_classes(
+    change: dict, folder: Path, captions: Captions, untrained: list, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Rather than leave it out without a word."""
+    recipe, common = dataclasses.replace(RECIPE, **change), {"start": folder / "clip", "workers": 0}
+    with pytest.raises(InputError, match=f"{request.node.callspec.id} is 0.[35], and captions have no classes"):
+        runs.from_captions(tiny_clip().config, captions, tmp_path / "out", recipe, **common)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("loss", "siglip", "loss is 'siglip', not contrastive or sigmoid"),
+        ("dtype", "float8", "dtype is 'float8', not float32 or bfloat16"),
+        ("epochs", math.inf, "no infinity"),
+        ("save", math.inf, "no infinity"),
+    ],
+)
+def test_bad_recipes_are_named(field: str, value: object, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        dataclasses.replace(RECIPE, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("RECIPE = = 1", r"does not run: SyntaxError: .*bad\.py, line 1"),
+        ("from jaxclip.training.optimizer import Optimizer\nOptimizer(lr=3)", "does not run: TypeError: .*'lr'"),
+        ("import no_such_module", "does not run: ModuleNotFoundError: .*no_such_module"),
+        ("from jaxclip.training.optimizer import Optimizer\nOptimizer('SGD')", "^optimizer: name is 'SGD'"),
+    ],
+)
+def test_a_configuration_that_does_not_run_is_named(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(content)
+    with pytest.raises(InputError, match=says):
+        recipe.read(str(tmp_path / "bad.py"))
+    with pytest.raises(InputError, match="there is no configuration 'nowhere'"):
+        recipe.read("nowhere")
+
+
 @dataclasses.dataclass(frozen=True)
 class OwnClasses:
-    """The first 64 real pictures, a class each."""
+    """Real pictures, a class each."""
 
     paths: tuple[Path, ...]
     name: str = "samples"
+    called: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return tuple(p.stem for p in self.paths)
+        return self.called or tuple(p.stem for p in self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)

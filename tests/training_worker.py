@@ -1,5 +1,6 @@
 """Runs in its own process for test_training_loop.py: a tiny training run that may be killed, or 8 devices beside 1."""
 
+import io
 import sys
 import time
 from pathlib import Path
@@ -9,10 +10,13 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from PIL import Image
 
 from jaxclip import config
+from jaxclip.datasets import Example
 from jaxclip.models import clip
 from jaxclip.training.augment import Augment, make_mix
+from jaxclip.training.data import class_batches
 from jaxclip.training.loop import Schedule, fit, train_mesh
 from jaxclip.training.objectives import Classes, ImageText
 from jaxclip.training.optimizer import Optimizer, make_optimizer
@@ -57,6 +61,18 @@ def batches(size: int, noise: bool = False) -> grain.DatasetIterator:
     return iter(data.batch(size).to_iter_dataset())
 
 
+class Pictures(Noise):
+    """The same as a source, whose pictures take their time, so that a kill falls anywhere."""
+
+    name, classes = "noise", ("a", "b", "c", "d")
+
+    def __getitem__(self, index: int) -> Example:
+        time.sleep(0.05)
+        example, file = super().__getitem__(index), io.BytesIO()
+        Image.fromarray(example["images"]).save(file, "PNG")
+        return Example(example["ids"], file.getvalue(), int(example["labels"]))
+
+
 def toy_step(cfg=VIT, steps: int = 30, *, mix: bool = True, **optimizer):
     """A small model, mixup by the run's key, EMA and accumulation: all that a checkpoint must hold."""
     module = clip.build(cfg, rngs=nnx.Rngs(0))
@@ -76,8 +92,12 @@ def toy_step(cfg=VIT, steps: int = 30, *, mix: bool = True, **optimizer):
     )
 
 
-def run(out: str, steps: int = 30) -> None:
-    trained = fit(toy_step(steps=steps), batches(4, noise=True), out, Schedule(steps, save=4, log=1), seed=1)
+def run(out: str, workers: str = "", steps: int = 30) -> None:
+    """With ``workers``, as many decode pictures."""
+    data = batches(4, noise=True)
+    if workers:
+        data = class_batches(Pictures(), PIXELS, Augment(), 4, seed=3, workers=int(workers))
+    trained = fit(toy_step(steps=steps), data, out, Schedule(steps, save=4, log=1), seed=1)
     np.savez(Path(out) / "arrays.npz", **{name: np.asarray(a) for name, a in trained.last.items()})
 
 
@@ -98,4 +118,4 @@ def devices() -> None:
 
 
 if __name__ == "__main__":
-    {"run": run, "devices": lambda _: devices()}[sys.argv[1]](sys.argv[2])
+    {"run": run, "devices": lambda _: devices()}[sys.argv[1]](*sys.argv[2:])

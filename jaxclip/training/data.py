@@ -1,5 +1,6 @@
 """Training batches: shuffled anew each epoch, augmented by a seed of each example, able to go on from a position."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -19,7 +20,7 @@ from jaxclip.config import Preprocess
 from jaxclip.datasets import FileSource, Source
 from jaxclip.datasets.files import expand_braces, is_picture, members_of, sample_key
 from jaxclip.errors import InputError
-from jaxclip.loader import default_workers, in_workers
+from jaxclip.loader import default_workers, hidden_main, in_workers
 from jaxclip.preprocess import decode
 from jaxclip.progress import progress
 from jaxclip.tokenizer import load_tokenizer
@@ -68,7 +69,7 @@ def caption_batches(
 
     An epoch is a permutation of the pictures, drawn from the seed and the epoch's number; batches go on over its end.
     Each example has a generator of its own, from the seed and its place in the run, so that neither workers nor a
-    restart change it: ``get_state`` and ``set_state`` of the iterator are a position.
+    restart change it: ``get_state`` and ``set_state`` of the iterator are a position, of any number of workers.
 
     Args:
         captions: Pictures and texts.
@@ -82,6 +83,7 @@ def caption_batches(
     Raises:
         InputError: There are fewer pictures than a batch has; or, later, a picture cannot be decoded.
     """
+    _tokens("", context_length)  # threads that race into transformers' lazy imports break them
     load = functools.partial(_captioned, captions, pixels, cfg, context_length)
     return _batches(captions.source, load, batch_size, seed, workers)
 
@@ -105,10 +107,50 @@ def _batches(
         raise InputError(f"workers is {workers}: it must be 0 (threads) or more")
     examples = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat(_EPOCHS).random_map(load)
     batches = examples[jax.process_index() :: processes].batch(batch_size // processes, batch_fn=_collate)
-    if not workers:
-        cores = os.cpu_count() or 1
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=min(cores, 16), prefetch_buffer_size=4)))
-    return iter(in_workers(batches, workers))
+    return _Batches(batches, workers)
+
+
+class _Batches(grain.DatasetIterator):
+    """Batches whose position is their number: those of Grain's own iterators differ with the number of workers."""
+
+    def __init__(self, batches: grain.MapDataset, workers: int):
+        super().__init__()
+        self._batches, self._workers = batches, workers
+        self._done = 0
+        self._rest: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, Any]:
+        if self._rest is None:
+            self._rest = _read(self._batches[self._done :], self._workers)
+            with hidden_main() if self._workers else contextlib.nullcontext():
+                batch = next(self._rest)
+        else:
+            batch = next(self._rest)
+        self._done += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"next_index": self._done}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._stop()
+        self._done = state["next_index"]
+
+    def close(self) -> None:
+        super().close()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._rest is not None:
+            self._rest.close()
+            self._rest = None
+
+
+def _read(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
+    if workers:
+        return iter(in_workers(batches, workers))
+    cores = os.cpu_count() or 1
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=min(cores, 16), prefetch_buffer_size=4)))
 
 
 def _picture(
@@ -180,7 +222,7 @@ def open_captions(spec: str | os.PathLike, images: str | os.PathLike | None = No
     sizes = []
     for name, _ in rows:
         try:
-            sizes.append(os.stat(f"{root}/{name}").st_size)  # noqa: PTH116 (many files)
+            sizes.append(os.stat(os.path.join(root, name)).st_size)  # noqa: PTH116, PTH118 (many files)
         except OSError:
             raise InputError(
                 f"{path}: there is no picture {root / name}: name the pictures' folder by --images"
@@ -200,21 +242,26 @@ def open_captions(spec: str | os.PathLike, images: str | os.PathLike | None = No
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        columns = table.fieldnames or []
-        for names in (("path", "caption"), ("filepath", "title")):
-            if set(names) <= set(columns):
-                rows = [(row[names[0]], row[names[1]]) for row in table]
-                if None in (text for row in rows for text in row):
-                    raise InputError(f"{path}: a line has fewer columns than the first")
-                return rows
+        try:
+            columns = table.fieldnames or []
+            for names in (("path", "caption"), ("filepath", "title")):
+                if set(names) <= set(columns):
+                    rows = [(row[names[0]], row[names[1]]) for row in table]
+                    if None in (text for row in rows for text in row):
+                        raise InputError(f"{path}: a line has fewer columns than the first")
+                    return rows
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not in UTF-8 ({error}): save it so") from None
+        except csv.Error as error:
+            raise InputError(f"{path}, line {table.reader.line_num}: {error}: is a quotation mark missing?") from None
     raise InputError(f"{path} has columns {', '.join(columns)}: it needs path and caption, or filepath and title")
 
 
 def _imagenet_captions(path: Path) -> list[tuple[str, str]]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = []
         for entry in entries:
             parts = [entry.get("title"), entry.get("description"), " ".join(entry.get("tags") or ())]

@@ -28,7 +28,7 @@ from jaxclip.mesh import AXIS
 from jaxclip.progress import progress
 from jaxclip.training.state import Step, TrainState, arrays
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+METRICS, CHECKPOINTS, DIVERGED = "metrics.jsonl", "checkpoints", "diverged"
 SCORE = "score"
 
 
@@ -40,8 +40,8 @@ class DivergedError(InputError):
         ids: The pictures of its batch.
     """
 
-    def __init__(self, step: int, ids: tuple[str, ...], metrics: Mapping[str, float], saved: int | None):
-        few = ", ".join(ids[:4]) + (f", … ({len(ids)} pictures)" if len(ids) > 4 else "")
+    def __init__(self, step: int, ids: tuple[str, ...], metrics: Mapping[str, float], saved: int | None, file: Path):
+        few = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "") + f" (all {len(ids)} pictures: {file})"
         super().__init__(
             f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}, on the batch of {few}. "
             f"The last checkpoint is of step {saved}: take a lower learning rate or a smaller clip_norm, or look at "
@@ -71,12 +71,16 @@ class Schedule:
     Attributes:
         steps: The length of the run.
         save: Checkpoint (and score) after every so many, and after the last.
-        log: Write metrics after every so many.
+        log: Write metrics after every so many, and after the last.
     """
 
     steps: int
     save: int = 1000
     log: int = 10
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether a step is one of every so many, or the last."""
+        return step % every == 0 or step == self.steps
 
 
 def train_mesh() -> Mesh:
@@ -99,14 +103,16 @@ def fit(
     """Trains to the end, from the last checkpoint in ``out`` where there is one.
 
     A run that was killed and is started again takes the same steps on the same batches: on one kind of device its
-    parameters are those of a run that was not, bit for bit. SIGTERM (preemption) saves after the step under way, then
-    exits with code 143.
+    parameters are those of a run that was not, bit for bit. SIGTERM (preemption) saves after the step under way, and
+    scores and keeps where that step is due, then exits with code 143.
 
     Args:
         step: Of :func:`~jaxclip.training.state.make_step`.
         data: An endless iterator of dictionaries: NumPy arrays, and ``ids``, a list of strings. Where several processes
             are one job, each gives its part of every batch.
-        out: The run's folder: ``metrics.jsonl`` and ``checkpoints/``, of which the last and the best are kept.
+        out: The run's folder: ``metrics.jsonl`` and ``checkpoints/``, of which the last and the best are kept; and
+            ``diverged.json`` after a DivergedError: step, metrics and the batch's ids (of several processes each writes
+            its part, to ``diverged-0.json`` and so on).
         schedule: Steps.
         seed: Of the random keys.
         mesh: The devices that share each batch; None is :func:`train_mesh`. Parameters are on every one.
@@ -140,8 +146,9 @@ def fit(
                 metrics = {name: float(value) for name, value in one.metrics.items()}
                 if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
                     manager.wait_until_finished()
-                    raise DivergedError(one.step, one.ids, metrics, manager.latest_step())
-                log.add(one.step, metrics, one.pictures, write=one.step % schedule.log == 0)
+                    file = _write_diverged(out, one.step, metrics, one.ids)
+                    raise DivergedError(one.step, one.ids, metrics, manager.latest_step(), file)
+                log.add(one.step, metrics, one.pictures, write=schedule.due(one.step, schedule.log))
 
         for number in range(done + 1, schedule.steps + 1):
             batch, ids, pictures = _on_devices(next(data), shared)
@@ -149,15 +156,16 @@ def fit(
             pending.append(_Pending(number, metrics, ids, pictures))
             settle(left=1)
             advance(1, log.note)
-            stop = _all_agree(stopped, number)
-            if stop or number % schedule.save == 0 or number == schedule.steps:
+            stop, due = _all_agree(stopped, number), schedule.due(number, schedule.save)
+            if stop or due:
                 settle(left=0)
-                scores = {} if score is None or stop else dict(score(arrays(state, average=True)))
+                scores = dict(score(arrays(state, average=True))) if score is not None and due else {}
                 if scores:
                     log.write(number, scores)
-                if keep is not None and not stop:
+                if keep is not None and due:
                     keep(number, arrays(state, average=True))
                 _save(manager, number, state, data, scores)
+                log.go_on()
             if stop:
                 manager.wait_until_finished()
                 raise SystemExit(128 + signal.SIGTERM)
@@ -298,7 +306,7 @@ class _Log:
         self._path, self._done, self._tensorboard = out / METRICS, done, tensorboard
         self._sums: collections.Counter[str] = collections.Counter()
         self._steps = self._pictures = 0
-        self._start = self._last = time.perf_counter()
+        self._seconds, self._last = 0.0, time.perf_counter()
         self.note = ""
 
     def __enter__(self) -> "_Log":
@@ -326,15 +334,19 @@ class _Log:
     def add(self, step: int, metrics: Mapping[str, float], pictures: int, *, write: bool) -> None:
         """Takes a step's metrics in; ``write``: writes their means over the steps since it last did."""
         last, self._last = self._last, time.perf_counter()
-        self.note = f"loss {metrics['loss']:.3f}, {pictures / (self._last - last):,.0f} images/s"
+        seconds = self._last - last
+        self.note = f"loss {metrics['loss']:.3f}, {pictures / seconds:,.0f} images/s"
         self._sums.update(metrics)
-        self._steps, self._pictures = self._steps + 1, self._pictures + pictures
+        self._steps, self._pictures, self._seconds = self._steps + 1, self._pictures + pictures, self._seconds + seconds
         if write:
-            now = time.perf_counter()
             means = {name: total / self._steps for name, total in self._sums.items()}
-            self.write(step, {**means, "images_per_second": self._pictures / (now - self._start)})
+            self.write(step, {**means, "images_per_second": self._pictures / self._seconds})
             self._sums.clear()
-            self._steps, self._pictures, self._start = 0, 0, now
+            self._steps, self._pictures, self._seconds = 0, 0, 0.0
+
+    def go_on(self) -> None:
+        """Leaves the time since the last step (scoring and saving) out of the images per second."""
+        self._last = time.perf_counter()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a line."""
@@ -345,6 +357,14 @@ class _Log:
         if self._events is not None:
             for name, value in metrics.items():
                 self._events.add_scalar(name, value, step)
+
+
+def _write_diverged(out: Path, step: int, metrics: Mapping[str, float], ids: tuple[str, ...]) -> Path:
+    path = out / (f"{DIVERGED}.json" if jax.process_count() == 1 else f"{DIVERGED}-{jax.process_index()}.json")
+    plain = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}  # JSON has no NaN
+    with new_file(path, encoding="utf-8") as file:
+        json.dump({"step": step, "metrics": plain, "ids": ids}, file)
+    return path
 
 
 def _step_of(line: str) -> float:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -31,7 +33,7 @@ class Optimizer:
         layer_decay: The rate of each layer is this times the next one's (Clark et al. 2020; Bao et al. 2022).
         ema_decay: Keep an exponential moving average of the parameters, which is then what is evaluated and written.
         accumulate: Sum the gradients of so many batches (their mean) for one update. A contrastive loss then compares
-            within each batch only.
+            within each batch only. A run's steps are rounded down to whole updates.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -48,11 +50,15 @@ class Optimizer:
     accumulate: int = 1
 
     def __post_init__(self):
+        check_choices("optimizer", self)
         checks = {
-            "learning_rate": self.learning_rate > 0,
+            "learning_rate": 0 < self.learning_rate < math.inf,
             "warmup": 0 <= self.warmup < 1,
             "final": 0 <= self.final <= 1,
-            "weight_decay": self.weight_decay >= 0,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "b1": 0 <= self.b1 < 1,
+            "b2": 0 <= self.b2 < 1,
+            "eps": 0 <= self.eps < math.inf,
             "clip_norm": self.clip_norm is None or self.clip_norm > 0,
             "layer_decay": 0 < self.layer_decay <= 1,
             "ema_decay": self.ema_decay is None or 0 < self.ema_decay < 1,
@@ -61,6 +67,14 @@ class Optimizer:
         for field, good in checks.items():
             if not good:
                 raise InputError(f"optimizer: {field} is {getattr(self, field)}, which is out of range")
+
+
+def check_choices(what: str, cfg: Any) -> None:
+    """Raises an InputError where a field of a dataclass is none of the values that its ``Literal`` has."""
+    for field, hint in typing.get_type_hints(type(cfg)).items():
+        known, value = typing.get_args(hint), getattr(cfg, field)
+        if typing.get_origin(hint) is Literal and value not in known:
+            raise InputError(f"{what}: {field} is {value!r}, not {' or '.join(known)}")
 
 
 def schedule(cfg: Optimizer, updates: int) -> optax.Schedule:
@@ -110,7 +124,7 @@ def gradient_norm(gradients: Mapping[str, Float[Array, "..."]]) -> Float[Array, 
 
 
 def clipped(most: float, gradients: Mapping[str, Float[Array, "..."]], _: Any = None) -> dict[str, Float[Array, "..."]]:
-    """Optax's ``clip_by_global_norm``, of :func:`gradient_norm`, which a step logs and so computes once."""
+    """Optax's ``clip_by_global_norm``, of :func:`gradient_norm`; a step that logs it too computes it once."""
     factor = jnp.minimum(1.0, most / gradient_norm(gradients))
     return {name: gradient * factor for name, gradient in gradients.items()}
 

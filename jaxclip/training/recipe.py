@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import runpy
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from jaxclip.config import ModelConfig
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
 from jaxclip.training.augment import Augment
-from jaxclip.training.optimizer import Optimizer
+from jaxclip.training.optimizer import Optimizer, check_choices
 
 RECIPE = "recipe.json"
 
@@ -32,7 +33,8 @@ class Recipe:
         seed: Of the initialisation, the order, the augmentation and mixup.
         save: Checkpoint, and score, after every so many epochs.
         log: Write metrics after every so many steps.
-        snapshots: Also leave the model of every checkpoint, as ``snapshots/step_000390``.
+        snapshots: Also leave the model of every checkpoint, as ``snapshots/step_000390`` (of fine-tuning,
+            ``snapshots-full`` and ``snapshots-head``).
     """
 
     epochs: float
@@ -49,14 +51,29 @@ class Recipe:
     snapshots: bool = False
 
     def __post_init__(self):
-        if not self.epochs > 0 or not self.save > 0 or self.log < 1 or self.batch_size < 1:
-            raise InputError("recipe: epochs, batch_size, save and log must be positive")
+        check_choices("recipe", self)
+        if not 0 < self.epochs < math.inf or not 0 < self.save < math.inf or self.log < 1 or self.batch_size < 1:
+            raise InputError("recipe: epochs, batch_size, save and log must be positive, and no infinity")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"recipe: label_smoothing is {self.label_smoothing}, not from 0 to below 1")
 
     def steps(self, pictures: int, epochs: float | None = None) -> int:
         """How many steps some epochs (all of the run's) over so many pictures are."""
         return max(1, round((self.epochs if epochs is None else epochs) * pictures / self.batch_size))
+
+    def length(self, pictures: int, epochs: float | None = None) -> int:
+        """How many of these steps are taken: those of whole updates, as gradients that are left over train nothing.
+
+        Raises:
+            InputError: There are fewer than one update needs.
+        """
+        steps, each = self.steps(pictures, epochs), self.optimizer.accumulate
+        if steps < each:
+            raise InputError(
+                f"recipe: accumulate is {each}, and the run has {steps} steps, which make no update: accumulate fewer, "
+                "or train for more epochs"
+            )
+        return steps // each * each
 
 
 def read(name: str) -> tuple[Recipe, ModelConfig | None]:
@@ -66,17 +83,20 @@ def read(name: str) -> tuple[Recipe, ModelConfig | None]:
         name: Of a module in ``experiments/configs/``, or the path of such a file, which is run.
 
     Raises:
-        InputError: There is none, or it has no ``RECIPE``.
+        InputError: There is none, it does not run, or it has no ``RECIPE``.
     """
-    if name.endswith(".py"):
-        if not Path(name).is_file():
-            raise InputError(f"there is no configuration {name}")
-        found: Any = runpy.run_path(name)
-    else:
-        try:
-            found = vars(importlib.import_module(f"experiments.configs.{name}"))
-        except ModuleNotFoundError:
+    module = f"experiments.configs.{name}"
+    if name.endswith(".py") and not Path(name).is_file():
+        raise InputError(f"there is no configuration {name}")
+    try:
+        found: Any = runpy.run_path(name) if name.endswith(".py") else vars(importlib.import_module(module))
+    except InputError:
+        raise
+    except Exception as error:  # whatever the file does
+        missing = error.name if isinstance(error, ModuleNotFoundError) and not name.endswith(".py") else None
+        if missing and f"{module}.".startswith(f"{missing}."):
             raise InputError(f"there is no configuration {name!r} in experiments/configs; a path ends in .py") from None
+        raise InputError(f"configuration {name} does not run: {type(error).__name__}: {error}") from error
     if not isinstance(found.get("RECIPE"), Recipe):
         raise InputError(f"configuration {name} has no RECIPE, a jaxclip.training.recipe.Recipe")
     return found["RECIPE"], found.get("MODEL")
@@ -97,15 +117,20 @@ def override(
     return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 
-def record(folder: Path, what: dict[str, Any]) -> None:
+def record(folder: Path, what: dict[str, Any], begun: bool) -> None:
     """Writes ``recipe.json``, or makes sure that the run that is there is of the same.
+
+    Args:
+        folder: The run's.
+        what: Recipe, model and data.
+        begun: Whether the run has left anything; before that its record may be replaced.
 
     Raises:
         InputError: The folder has a run of another recipe, model or data.
     """
     path = folder / RECIPE
     what = json.loads(json.dumps(what, default=dataclasses.asdict))
-    if path.exists():
+    if begun and path.exists():
         before = json.loads(path.read_text())
         for key, value in what.items():
             if before.get(key) != value:

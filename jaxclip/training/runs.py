@@ -1,6 +1,8 @@
 """The three kinds of run, from data to a checkpoint: fine-tuning, supervised from scratch, CLIP from captions."""
 
 import dataclasses
+import itertools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from jaxclip import checkpoint
 from jaxclip.config import ModelConfig
 from jaxclip.data import imagenet_templates
 from jaxclip.datasets import Source
+from jaxclip.datasets.source import digest
 from jaxclip.errors import InputError
 from jaxclip.evaluation import evaluate, label_space
 from jaxclip.mesh import together
@@ -24,7 +27,7 @@ from jaxclip.models import clip
 from jaxclip.training import recipe as recipes
 from jaxclip.training.augment import make_mix
 from jaxclip.training.data import Captions, caption_batches, class_batches
-from jaxclip.training.loop import SCORE, Schedule, Trained, fit
+from jaxclip.training.loop import CHECKPOINTS, SCORE, Schedule, Trained, fit
 from jaxclip.training.objectives import Classes, ImageText
 from jaxclip.training.optimizer import make_optimizer
 from jaxclip.training.recipe import Recipe
@@ -74,26 +77,30 @@ def finetune(
         The folder of the last checkpoint.
 
     Raises:
-        InputError: The model is no CLIP, a class has no name, or what :func:`~jaxclip.training.loop.fit` raises.
+        InputError: The model is no CLIP, a class has no name, the validation data has other classes, or what
+            :func:`~jaxclip.training.loop.fit` raises.
     """
-    out = Path(out)
+    out, templates = Path(out), imagenet_templates() if templates is None else list(templates)
+    if not 0 < probe_epochs < math.inf:
+        raise InputError(f"probe_epochs is {probe_epochs}: it must be positive, and no infinity")
     names, answers, _ = label_space(source, classes)
     labels = _one_each(source, answers)
+    _check_validation(validation, classes, names)
     config = checkpoint.read_config(model)
     name = config.name
     if config.text is None:
         raise InputError(f"{model} is a classifier: fine-tuning from the zero-shot head needs a CLIP")
-    what = {"finetune": str(model), "mode": mode, "probe_epochs": probe_epochs, "recipe": recipe}
-    _record(out, what | {"data": source.fingerprint(), "classes": names})
-    with together("write the zero-shot head"):
-        if jax.process_index() == 0 and not (out / ZERO_SHOT).exists():
-            _write_zero_shot(model, out / ZERO_SHOT, names, imagenet_templates() if templates is None else templates)
-    start = out / ZERO_SHOT
     phases = {"full": ["full"], "lp-ft": ["head", "full"], "head": ["head"]}[mode]
-    for number, phase in enumerate(phases):
+    lengths = [recipe.length(len(source), epochs) for epochs in (probe_epochs, recipe.epochs)[-len(phases) :]]
+    what = {"finetune": str(model), "mode": mode, "probe_epochs": probe_epochs, "recipe": recipe}
+    _record(out, what | {"data": source.fingerprint(), "classes": names, "templates": templates})
+    with together("write the zero-shot head"):
+        if jax.process_index() == 0 and not (_begun(out) and (out / ZERO_SHOT).exists()):
+            _write_zero_shot(model, out / ZERO_SHOT, names, templates)
+    start = out / ZERO_SHOT
+    for number, (phase, steps) in enumerate(zip(phases, lengths, strict=True)):
         config, module = _restore(start, recipe)
         config = dataclasses.replace(config, name=f"{name}-finetuned")
-        epochs = probe_epochs if number + 1 < len(phases) else recipe.epochs
         mix = make_mix(recipe.augment)
         objective = Classes(config.preprocess.mean, config.preprocess.std, recipe.label_smoothing, True, mix)
         trainable: Callable[[str], bool] = (
@@ -101,7 +108,7 @@ def finetune(
         )
         trained = _train(
             module, config, objective, trainable, _relabelled(source, labels), out / f"{RUN}-{phase}", recipe,
-            epochs=epochs, score=_scorer(config, module, validation, classes), workers=workers,
+            steps=steps, score=_scorer(config, module, validation, classes), workers=workers,
             tensorboard=tensorboard,
         )  # fmt: skip
         if number + 1 < len(phases):
@@ -132,11 +139,15 @@ def supervised(
         tensorboard: Write its events.
 
     Raises:
-        InputError: ``config`` is a CLIP, or what :func:`~jaxclip.training.loop.fit` raises.
+        InputError: ``config`` is a CLIP, the validation data has other classes, or what
+            :func:`~jaxclip.training.loop.fit` raises.
     """
     if config.text is not None:
         raise InputError(f"{config.name} is a CLIP: it is trained from captions, by `jaxclip train clip`")
     out = Path(out)
+    names, answers, _ = label_space(source)
+    _check_validation(validation, None, [names[i] for i in answers.argmax(axis=1)])
+    steps = recipe.length(len(source))
     config = dataclasses.replace(config, num_classes=len(source.classes), source=_provenance(source))
     _record(out, {"supervised": config.to_json(), "recipe": recipe, "data": source.fingerprint()})
     module = _build(config, recipe)
@@ -144,7 +155,7 @@ def supervised(
         config.preprocess.mean, config.preprocess.std, recipe.label_smoothing, False, make_mix(recipe.augment)
     )
     trained = _train(
-        module, config, objective, lambda name: True, source, out / RUN, recipe,
+        module, config, objective, lambda name: True, source, out / RUN, recipe, steps=steps,
         score=_scorer(config, module, validation, None), workers=workers, tensorboard=tensorboard,
     )  # fmt: skip
     return _finish(out, config, trained)
@@ -168,26 +179,36 @@ def from_captions(
         captions: Training data.
         out: The folder to write; a run that is there goes on.
         recipe: How.
-        start: A checkpoint to begin with, of the same architecture; None is a fresh model.
+        start: A checkpoint to begin with, of the same architecture; a logit bias that it lacks is a fresh one. None is
+            a fresh model.
         validation: Labelled data, whose zero-shot accuracy chooses the best.
         workers: Processes that decode.
         tensorboard: Write its events.
 
     Raises:
-        InputError: ``config`` is a classifier, or what :func:`~jaxclip.training.loop.fit` raises.
+        InputError: ``config`` is a classifier, ``start`` is of another architecture, the recipe has what is only for
+            classes, or what :func:`~jaxclip.training.loop.fit` raises.
     """
     if config.text is None:
         raise InputError(f"{config.name} is a classifier: it is trained from labels, by `jaxclip train supervised`")
-    if recipe.loss == "sigmoid" and not config.logit_bias:
-        config = dataclasses.replace(config, logit_bias=True)
-    out = Path(out)
-    config = dataclasses.replace(config, source=_provenance(captions.source))
+    for field, value in (
+        ("label_smoothing", recipe.label_smoothing), ("mixup", recipe.augment.mixup), ("cutmix", recipe.augment.cutmix),
+    ):  # fmt: skip
+        if value:
+            raise InputError(f"recipe: {field} is {value}, and captions have no classes for it: leave it out")
+    biased = config.logit_bias or recipe.loss == "sigmoid"
+    if start is not None:
+        biased |= _same_architecture(start, config).logit_bias
+    if validation is not None:
+        label_space(validation)
+    out, steps = Path(out), recipe.length(len(captions.source))
+    config = dataclasses.replace(config, logit_bias=biased, source=_provenance(captions.source))
     what = {"clip": config.to_json(), "start": None if start is None else str(start), "recipe": recipe}
-    _record(out, what | {"data": captions.source.fingerprint()})
-    module: Any = _build(config, recipe) if start is None else _restore(start, recipe)[1]
+    _record(out, what | {"data": captions.source.fingerprint(), "captions": digest(captions.texts)})
+    module = _build(config, recipe) if start is None else _started(start, config, recipe)
     objective = ImageText(config.preprocess.mean, config.preprocess.std, recipe.loss)
     trained = _train(
-        module, config, objective, lambda name: True, captions, out / RUN, recipe,
+        module, config, objective, lambda name: True, captions, out / RUN, recipe, steps=steps,
         score=_scorer(config, module, validation, None), workers=workers, tensorboard=tensorboard,
     )  # fmt: skip
     return _finish(out, config, trained)
@@ -205,17 +226,16 @@ def _train(
     out: Path,
     recipe: Recipe,
     *,
-    epochs: float | None = None,
+    steps: int,
     score: Callable[[Mapping[str, Array]], Mapping[str, float]] | None,
     workers: int | None,
     tensorboard: bool,
 ) -> Trained:
-    pictures = len(data.source if isinstance(data, Captions) else data)
-    steps, cfg = recipe.steps(pictures, epochs), recipe.optimizer
+    pictures, cfg = len(data.source if isinstance(data, Captions) else data), recipe.optimizer
     step = make_step(
         module,
         objective,
-        lambda params: make_optimizer(cfg, max(1, steps // cfg.accumulate), params),
+        lambda params: make_optimizer(cfg, steps // cfg.accumulate, params),
         trainable=trainable,
         ema_decay=cfg.ema_decay,
         accumulate=cfg.accumulate,
@@ -229,9 +249,12 @@ def _train(
         batches = class_batches(data, pixels, augment, size, **common)
     schedule = Schedule(steps, recipe.steps(pictures, recipe.save), recipe.log)
 
+    phase = out.name.removeprefix(RUN)
+
     def keep(number: int, arrays: Mapping[str, Array]) -> None:
         name = f"step_{number:06}"
-        _write(out.parent / SNAPSHOTS / name, dataclasses.replace(config, name=f"{config.name}-{name}"), arrays)
+        called = dataclasses.replace(config, name=f"{config.name}{phase}-{name}")
+        _write(out.parent / f"{SNAPSHOTS}{phase}" / name, called, arrays)
 
     return fit(
         step, batches, out, schedule, seed=recipe.seed, score=score, keep=keep if recipe.snapshots else None,
@@ -247,10 +270,57 @@ def _restore(path: str | os.PathLike, recipe: Recipe) -> tuple[ModelConfig, clip
     return checkpoint.restore(path, dtype=jax.numpy.dtype(recipe.dtype), remat=recipe.remat)
 
 
+def _same_architecture(start: str | os.PathLike, config: ModelConfig) -> ModelConfig:
+    """The start's configuration, whose arrays are those that ``config`` asks for, but for the logit bias."""
+    theirs = checkpoint.read_config(start)
+    if theirs.text is None:
+        raise InputError(f"start {start} is a classifier: a CLIP begins with a CLIP")
+    wanted, found = config.to_json(), theirs.to_json()
+    unlike = [
+        f"{part}.{key} is {found[part].get(key)!r}, not {value!r}"
+        for part in ("vision", "text", "preprocess")
+        for key, value in wanted[part].items()
+        if found[part].get(key) != value
+    ]
+    if unlike:
+        raise InputError(f"start {start} is of another architecture than {config.name}: its {'; its '.join(unlike)}")
+    return theirs
+
+
+def _started(start: str | os.PathLike, config: ModelConfig, recipe: Recipe) -> clip.CLIP | clip.Classifier:
+    """The start's model, with the logit bias of a fresh one where the run needs it and the start has none."""
+    theirs, module = _restore(start, recipe)
+    if config.logit_bias == theirs.logit_bias:
+        return module
+    bias = jax.jit(lambda: checkpoint.named(_build(config, recipe))["logit_bias"])()  # of all of it, XLA keeps this
+    graph, state = nnx.split(clip.abstract(config, dtype=jax.numpy.dtype(recipe.dtype), remat=recipe.remat))
+    return nnx.merge(graph, checkpoint.fill(state, checkpoint.named(module) | {"logit_bias": bias}))
+
+
+def _check_validation(
+    validation: Source | None, classes: Sequence[str] | Mapping[str, str] | None, names: Sequence[str]
+) -> None:
+    """Raises an InputError where the validation data's classes are not the head's, of which ``names`` has each."""
+    if validation is None:
+        return
+    theirs, _, _ = label_space(validation, classes)
+    for number, (found, wanted) in enumerate(itertools.zip_longest(theirs, names)):
+        if found != wanted:
+            raise InputError(
+                f"validation data {validation.name} has {len(theirs)} classes, the training data {len(names)}; class "
+                f"{number} is {found!r} there, {wanted!r} here: name data of the same classes"
+            )
+
+
 def _record(out: Path, what: dict[str, Any]) -> None:
     with together("begin the run"):
         if jax.process_index() == 0:
-            recipes.record(out, what)
+            recipes.record(out, what, _begun(out))
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run has left a checkpoint."""
+    return (out / LAST).exists() or any(folder.name.isdigit() for folder in out.glob(f"{RUN}*/{CHECKPOINTS}/*"))
 
 
 def _write(folder: Path, config: ModelConfig, arrays: Mapping[str, Any]) -> None:
@@ -311,7 +381,7 @@ def _write_zero_shot(model: str | os.PathLike, out: Path, names: Sequence[str], 
         num_classes=len(names),
         source={**config.source, "zero_shot_head": f"{len(names)} classes, {len(templates)} templates"},
     )
-    checkpoint.save(out, config, vision | head)
+    checkpoint.save(out, config, vision | head, overwrite=True)
 
 
 def _one_each(source: Source, answers: np.ndarray) -> np.ndarray:
