@@ -124,6 +124,9 @@ class Preprocess:
     std: tuple[float, float, float] = OPENAI_STD
     crop_rounding: Literal["even", "down"] = "even"
 
+    def __post_init__(self):
+        check_choices("preprocessing", self)
+
 
 Vision = ViT | CLIPResNet | ResNet
 _VISION_TYPES = {"vit": ViT, "clip_resnet": CLIPResNet, "resnet": ResNet}
@@ -210,6 +213,14 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def check_choices(what: str, cfg: Any) -> None:
+    """Raises an InputError where a field of a dataclass is none of the values that its ``Literal`` has."""
+    for field, hint in typing.get_type_hints(type(cfg)).items():
+        known, value = typing.get_args(hint), getattr(cfg, field)
+        if typing.get_origin(hint) is Literal and value not in known:
+            raise InputError(f"{what}: {field} is {value!r}, not {' or '.join(known)}")
 
 
 def _spell(hint: Any) -> str:

@@ -314,6 +314,12 @@ def test_other_tokenizers_are_refused() -> None:
         from_open_clip(other, "x")
 
 
+def test_an_unknown_interpolation_is_refused_at_once() -> None:
+    """timm's and open_clip's JSON say "random" at times: not a KeyError at the first picture."""
+    with pytest.raises(InputError, match="interpolation is 'random', not bicubic or bilinear"):
+        from_open_clip({"model_cfg": CONFIG, "preprocess_cfg": {"interpolation": "random"}}, "x")
+
+
 SQUASHED, CUT = Preprocess(224, "squash"), Preprocess(224)
 
 

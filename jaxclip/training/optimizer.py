@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import re
-import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxclip.config import check_choices
 from jaxclip.errors import InputError
 
 
@@ -67,14 +67,6 @@ class Optimizer:
         for field, good in checks.items():
             if not good:
                 raise InputError(f"optimizer: {field} is {getattr(self, field)}, which is out of range")
-
-
-def check_choices(what: str, cfg: Any) -> None:
-    """Raises an InputError where a field of a dataclass is none of the values that its ``Literal`` has."""
-    for field, hint in typing.get_type_hints(type(cfg)).items():
-        known, value = typing.get_args(hint), getattr(cfg, field)
-        if typing.get_origin(hint) is Literal and value not in known:
-            raise InputError(f"{what}: {field} is {value!r}, not {' or '.join(known)}")
 
 
 def schedule(cfg: Optimizer, updates: int) -> optax.Schedule:
