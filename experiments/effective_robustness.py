@@ -182,7 +182,7 @@ def main(
 
     Args:
         accuracies: A CSV of your models: model, imagenet, imagenet_v2, imagenet_r, imagenet_sketch, objectnet,
-            imagenet_a; accuracies from 0 to 1.
+            imagenet_a, and for ``subset`` imagenet_on_imagenet_r and so on; accuracies from 0 to 1.
         out: The folder to write the tables and the figure to.
         x: ImageNet accuracy on all classes, or on the classes of each shift.
         seed: Of the bootstrap intervals.
@@ -315,4 +315,7 @@ def _write(path: Path, rows: Sequence[Sequence[str | float]]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    from experiments.study import exit_on_input_error
+
+    with exit_on_input_error():
+        tyro.cli(main)

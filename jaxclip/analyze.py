@@ -6,6 +6,7 @@ Each piece is a frozen dataclass of plain numbers, lists and strings, which goes
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -36,6 +37,7 @@ from jaxclip.analysis.rows import BLOCK
 from jaxclip.data import imagenet_templates, imagenet_wnids
 from jaxclip.datasets import Source, class_subset, concepts, label_map, open_source
 from jaxclip.datasets.named import Concepts
+from jaxclip.datasets.subsets import plain_name
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy, label_space, top_k_hits
 from jaxclip.files import new_file
@@ -541,6 +543,7 @@ def analyze(
     sets = views(reference, others, options.x)
     accuracies = {name: accuracy(head, data) for name, data in sets.items()}
     imagenet = is_imagenet(reference)
+    judged = imagenet and plain_name(re.split("[/:]", reference.name)[0]) not in SHIFTS
     stores = {reference.name: reference, **others} | ({concept_set[0].name: concept_set[0]} if concept_set else {})
     return Analysis(
         model=name,
@@ -549,7 +552,7 @@ def analyze(
         options=options,
         accuracy=accuracies,
         robustness=robustness(reference.name, {k: [a.value] for k, a in accuracies.items()}, options)
-        if imagenet
+        if judged
         else None,
         activations=activations(reference, options),
         directions=directions(ranked, options),
@@ -558,7 +561,8 @@ def analyze(
         if concept_set
         else None,
         missing=[
-            *([f"no representations of {s}" for s in SHIFTS if s not in others] if imagenet else []),
+            *([f"no representations of {s}" for s in SHIFTS if s not in others] if judged else []),
+            *([f"no effective robustness without representations of {IMAGENET}"] if imagenet and not judged else []),
             *missing,
         ],
         stores={k: stored.folder.name for k, stored in stores.items()},
@@ -576,25 +580,23 @@ def analyze_stored(
     Args:
         model: The checkpoint that the representations were made with.
         data: Stores, or the folders of single keys in them. The reference is ImageNet where it is there, otherwise the
-            first labelled set; other sets with the same classes, and the shifts, are classified beside it.
+            one labelled set that is no shift, or of several the first, given as a single key; other sets with the same
+            classes, and the shifts, are classified beside it.
         options: How the method is read.
         data_dir: Where Broden is prepared, if its representations are there.
 
     Raises:
-        InputError: The stores have no labelled representations by this model.
+        InputError: The stores have no labelled representations by this model, two of one data set, or several sets
+            that may be the reference.
     """
-    digest = model_digest(model)
-    found: dict[str, Representations] = {}
-    for stored in (stored for path in data for stored in finished(path)):
-        if stored.manifest["identity"]["model"] == digest:
-            found.setdefault(stored.name, stored)
+    found = _of_model(model, data)
     labels = {k: s for k, s in found.items() if s.classes and k.partition("/")[0] != BRODEN}
     if not labels:
         where = ", ".join(map(str, data))
         raise InputError(
             f"{where}: no representations of labelled pictures by {model.config.name}: make them with `jaxclip embed`"
         )
-    first = IMAGENET if IMAGENET in labels else next((k for k in labels if k not in SHIFTS), next(iter(labels)))
+    first = IMAGENET if IMAGENET in labels else _reference(labels, data)
     reference = labels.pop(first)
     names = class_names(reference)
     others = {k: stored for k, stored in labels.items() if class_names(stored) == names}
@@ -610,6 +612,40 @@ def analyze_stored(
             missing.append(f"concepts are not looked for: {error}")
     head = read_head(model, names)
     return analyze(model.config.name, head, reference, others, concept_set, options, missing)
+
+
+def _of_model(model: Model, data: Sequence[str | os.PathLike]) -> dict[str, Representations]:
+    """The model's representations by data set; of one in two places, the first; of two types in one, float32."""
+    digest = model_digest(model)
+    found: dict[str, Representations] = {}
+    for path in data:
+        here: dict[str, Representations] = {}
+        for stored in finished(path):
+            if stored.manifest["identity"]["model"] != digest or plain_name(stored.name) in found:
+                continue
+            other = here.setdefault(plain_name(stored.name), stored)
+            if other is not stored and other.dtype == stored.dtype:
+                raise InputError(
+                    f"{other.folder} and {stored.folder} are both of {stored.name}, by one model: name the folder of "
+                    "one before the store"
+                )
+        for name, stored in here.items():
+            found.setdefault(name, stored)
+    return found
+
+
+def _reference(labels: Mapping[str, Representations], data: Sequence[str | os.PathLike]) -> str:
+    """The set that stands for ImageNet: the only one that is no shift, or the first folder, if it is of one key."""
+    sets = [name for name in labels if name not in SHIFTS] or list(labels)
+    first = next((name for name in labels if labels[name].folder.resolve() == Path(data[0]).resolve()), None)
+    if first is not None:
+        return first
+    if len(sets) > 1:
+        raise InputError(
+            f"any of {', '.join(sets)} may be what kurtosis and importance are measured on: embed {IMAGENET}, or name "
+            "the folder of one key first"
+        )
+    return sets[0]
 
 
 def finished(path: str | os.PathLike) -> list[Representations]:

@@ -39,12 +39,14 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
         path: The folder to make.
         config: Goes to ``config.json``.
         arrays: ``{name: array}`` for every leaf of the model, as :func:`named` gives.
-        overwrite: Replace an existing folder.
+        overwrite: Replace an existing checkpoint.
 
     Raises:
-        InputError: ``path`` exists and is not to be replaced.
+        InputError: ``path`` exists and is not to be replaced, or is no checkpoint.
         OSError: The disk is full, or another thing that the system refuses.
     """
+    if overwrite and (folder := Path(path)).is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise InputError(f"{path} is no checkpoint (no {CONFIG} in it), and is not replaced: name another folder")
     # Orbax's defaults (OCDBT, whole arrays, copied first) take twice the checkpoint's memory; this takes a few chunks.
     kinds = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),

@@ -310,7 +310,7 @@ def finetune(
             began as. The same command again goes on with a run that was killed.
         mode: End to end; linear probe, then end to end; or the head alone.
         config: The recipe: a name in experiments/configs or a .py file.
-        epochs: Passes over the data. Left out, as the next four: the recipe's.
+        epochs: Passes over the data. Left out: the recipe's, as for batch size, learning rate, dtype and seed.
         probe_epochs: Passes over the data for the linear probe of lp-ft.
         batch_size: Pictures of a step.
         learning_rate: At its peak.

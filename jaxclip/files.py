@@ -17,9 +17,11 @@ def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
     """Yields an empty folder beside ``path`` that becomes ``path`` when the block ends well, and is removed when not.
 
     Raises:
-        InputError: ``path`` exists (and is not an empty folder) and ``overwrite`` is false.
+        InputError: ``path`` is a file, or exists (and is not an empty folder) and ``overwrite`` is false.
     """
-    final = Path(path)
+    final = Path(path).absolute()
+    if final.is_file():
+        raise InputError(f"{final} is a file: name a folder")
     if not overwrite and final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise InputError(f"{final} exists already: remove it, or name another output folder")
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,7 @@ def new_file(path: str | os.PathLike, mode: str = "w", **kwargs: Any) -> Iterato
         Path(name).replace(final)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a write that failed does not say where
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a failed write does not say where
             error.filename = os.fspath(final)
         raise
 

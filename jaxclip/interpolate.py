@@ -38,7 +38,7 @@ def interpolate_checkpoints(
         The folder of each alpha.
 
     Raises:
-        InputError: The two are not of one architecture, or an alpha is out of range or given twice.
+        InputError: The two are not of one architecture, an alpha is out of range or given twice, or a folder is there.
     """
     if not alphas:
         raise InputError("give at least one --alpha, from 0 to 1")
@@ -48,6 +48,9 @@ def interpolate_checkpoints(
     folders = {alpha: Path(out) / f"alpha_{alpha:.2f}" for alpha in alphas}
     if len(set(folders.values())) < len(alphas):
         raise InputError(f"alphas {', '.join(map(str, alphas))}: two of them are the same to two decimals")
+    for folder in folders.values():
+        if folder.exists() and not overwrite:
+            raise InputError(f"{folder} exists already: name another folder, or pass --overwrite")
     config, first = checkpoint.restore(a)
     other, second = checkpoint.restore(b)
     for field in ("vision", "text", "num_classes", "logit_bias", "preprocess"):

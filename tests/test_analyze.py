@@ -69,6 +69,35 @@ def test_one_key_is_enough(root: Path) -> None:
     options = analyze.Options(fractions=(0.0, 0.8))
     found = analyze.analyze_stored(model, [one.folder], options)
     assert found.reference == "imagenet_v2" and list(found.accuracy) == ["imagenet_v2"]
+    assert found.robustness is None, "a shift's accuracy stood for ImageNet's"
+    assert "no effective robustness without representations of imagenet2012" in found.missing
+
+
+def test_what_is_read_of_a_store(root: Path, tmp_path: Path) -> None:
+    """Authors' names of shifts are known; two sets of one name, or several that may be the reference, are not chosen
+    between by chance.
+    """
+    model = load_model(root / "model")
+    digest, options = model_digest(model), analyze.Options(fractions=(0.0, 0.8))
+    stored = {s.name: s for s in analyze.finished(root / "store") if s.manifest["model"]["name"] == NAME}
+    one, shift = stored["imagenet2012"], stored["imagenet_r"]
+    put = synthetic.put
+    put(tmp_path, NAME, digest, "val", np.asarray(one), one.labels, one.classes)
+    put(tmp_path, NAME, digest, "imagenet-r", np.asarray(shift), shift.labels, shift.classes)
+    found = analyze.analyze_stored(model, [tmp_path], options)
+    assert found.reference == "val" and found.robustness is not None
+    assert np.isfinite(found.robustness.shift["imagenet_r"][0])
+    put(tmp_path, NAME, digest, "test", np.asarray(one), one.labels, one.classes)
+    with pytest.raises(InputError, match=r"any of (val, test|test, val) may be"):
+        analyze.analyze_stored(model, [tmp_path], options)
+    (named,) = [s.folder for s in analyze.finished(tmp_path) if s.name == "test"]
+    assert analyze.analyze_stored(model, [named, tmp_path], options).reference == "test"
+    manifest = json.loads((named / MANIFEST).read_text())
+    manifest["data"]["name"] = "val"
+    (named / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="are both of val, by one model"):
+        analyze.analyze_stored(model, [tmp_path], options)
+    assert analyze.analyze_stored(model, [named, tmp_path], options).stores["val"] == named.name
 
 
 def test_subset_accuracies(root: Path) -> None:

@@ -307,6 +307,18 @@ def test_a_download_that_is_cut_off_is_not_kept(tmp_path: Path, monkeypatch: pyt
     assert sources._download("https://example.org/w.pt").read_bytes() == b"1234567890"
 
 
+def test_only_a_checkpoint_is_overwritten(tmp_path: Path) -> None:
+    """--overwrite with a mistyped folder must not delete what is in it, nor move a file away."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    cfg = from_open_clip(CONFIG, "x")
+    arrays = {name: np.zeros(leaf.shape, np.float32) for name, leaf in checkpoint.named(clip.abstract(cfg)).items()}
+    for path, says in ((tmp_path / "mine", "is no checkpoint"), (tmp_path / "mine" / "thesis.txt", "is a file")):
+        with pytest.raises(InputError, match=says):
+            checkpoint.save(path, cfg, arrays, overwrite=True)
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["all of it"]
+
+
 def test_other_tokenizers_are_refused() -> None:
     """Such a model would be given CLIP's token ids, which mean nothing to it, and zero-shot heads of chance."""
     other = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "hf_tokenizer_name": "bert-base-uncased"}}

@@ -137,6 +137,13 @@ def test_the_same_request_is_found_and_reads_no_picture(whole: Representations, 
     assert key_of(identity(changed(tiny_clip(), renamed), source, shard_rows=4)) == whole.folder.name
 
 
+def test_a_batch_has_a_picture(tmp_path: Path, source: Watched) -> None:
+    for size in (0, -1):
+        with pytest.raises(InputError, match=f"batch size is {size}"):
+            embed(tiny_clip(), source, tmp_path, batch_size=size)
+    assert not list(tmp_path.iterdir()), "what is refused leaves a folder or a lock"
+
+
 def test_a_strangers_file_in_a_store_is_left_alone(tmp_path: Path, source: Watched, whole: Representations) -> None:
     """A desktop's .DS_Store would have the finished manifest taken away under its readers."""
     shutil.copytree(whole.folder, tmp_path / whole.folder.name)

@@ -175,6 +175,14 @@ def test_ends_with_and_without_a_logit_bias_have_no_line(folder: Path, tmp_path:
             interpolate_checkpoints(a, b, [0.5], tmp_path / "out")
 
 
+def test_no_point_of_a_line_is_written_where_one_is_there(folder: Path, tmp_path: Path) -> None:
+    """Half of a line and an error would have to be cleared away by hand."""
+    interpolate_checkpoints(folder / "clip", folder / "clip", [0.5], tmp_path)
+    with pytest.raises(InputError, match=r"alpha_0\.50 exists already: .* --overwrite"):
+        interpolate_checkpoints(folder / "clip", folder / "clip", [0.75, 0.5], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["alpha_0.50"]
+
+
 def test_validation_of_other_classes_is_refused_at_once(
     folder: Path, imagenet_samples: list[Path], untrained: list, tmp_path: Path
 ) -> None:

@@ -15,10 +15,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxclip.data import read_bytes
+from jaxclip.datasets.subsets import SHIFTS
 from jaxclip.errors import InputError
-
-SHIFTS = ("imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet", "imagenet_a")
-"""The five shifts, by the names of their columns in a table of accuracies."""
 
 XAxis = Literal["full", "subset"]
 _FULL = "imagenet"

@@ -9,6 +9,9 @@ from jaxtyping import Int
 
 from jaxclip.data import imagenet_wnids, read_json
 
+SHIFTS = ("imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet", "imagenet_a")
+"""ImageNet's five shifts, by name."""
+
 
 def class_subset(name: str) -> Int[np.ndarray, " m"] | None:
     """The ImageNet indices, ascending, between which a model chooses on a data set, or None where it is all 1,000.
@@ -47,6 +50,12 @@ def label_map(name: str) -> dict[str, Int[np.ndarray, " k"]]:
 def objectnet() -> dict[str, dict[str, Any]]:
     """ObjectNet's maps: ``folders``, folder → label (313), and ``imagenet``, label → WNIDs (113)."""
     return read_json("objectnet.json")
+
+
+def plain_name(name: str) -> str:
+    """The name of a shift set whose folder or archive has its authors' own name; any other name as it is."""
+    base, *rest = _plain(name)
+    return base if not rest and base in SHIFTS else name
 
 
 def _plain(name: str) -> list[str]:
