@@ -16,6 +16,7 @@ from checkpoints_conversion.sources import Weights, open_weights
 from jaxclip import checkpoint, registry
 from jaxclip.config import ModelConfig
 from jaxclip.errors import InputError
+from jaxclip.files import occupied
 from jaxclip.models import clip
 from jaxclip.progress import progress
 
@@ -40,7 +41,7 @@ def convert(
         InputError: The source cannot be read, is of another model, or has a tensor too many, too few or misshapen.
     """
     out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
+    if occupied(out) and not overwrite:
         raise InputError(f"{out} exists already: name another folder, or pass --overwrite")
     config = None if model is None else registry.model_config(model)
     digest = None

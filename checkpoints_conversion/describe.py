@@ -147,11 +147,10 @@ def _hf_pixels(data: dict[str, Any], default: Preprocess) -> Preprocess:
             raise InputError(f"{where}: a crop of {crop} from a square of {final} pixels is not supported")
     else:
         shortest = size["shortest_edge"] if isinstance(size, dict) else size
-        if "crop_pct" in data:  # ConvNextImageProcessor, which ResNets use: crops to ``size`` itself, or squashes
-            cut = shortest < 384
-            resize, resize_to, final = (
-                ("shortest", int(shortest / data["crop_pct"]), shortest) if cut else ("squash", None, shortest)
-            )
+        if "crop_pct" in data and shortest < 384:  # ConvNextImageProcessor, which ResNets use: crops to ``size``
+            resize, resize_to, final = "shortest", int(shortest / data["crop_pct"]), shortest
+        elif "crop_pct" in data:  # or, from 384 on, squashes
+            resize, resize_to, final = "squash", None, shortest
         elif crops:
             resize, resize_to, final = "shortest", shortest, crop
         elif isinstance(size, dict):

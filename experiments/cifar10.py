@@ -32,7 +32,6 @@ from jaxclip.config import Preprocess
 from jaxclip.datasets import FileSource, Source, open_source
 from jaxclip.datasets.files import open_tars
 from jaxclip.embedding import embed
-from jaxclip.errors import InputError
 from jaxclip.files import new_directory, new_file
 from jaxclip.interpolate import interpolate_checkpoints
 from jaxclip.loader import batches
@@ -58,11 +57,6 @@ def main(
         epochs: Only so many, for each training run.
     """
     with studies.exit_on_input_error():
-        for split in ("train", "test"):
-            if not (archive := data / f"{split}.tar.gz").is_file():
-                raise InputError(
-                    f"{archive} is missing: --data is a folder with CIFAR-10's train.tar.gz and test.tar.gz"
-                )
         train_set, test_set = (first(open_tars([data / f"{split}.tar.gz"]), pictures) for split in ("train", "test"))
         test_set = dataclasses.replace(test_set, name=config.REFERENCE)
         recipes = {

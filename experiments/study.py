@@ -26,6 +26,7 @@ from jaxclip.analyze import Activations, ConceptSummary, Directions, Head, Optio
 from jaxclip.checkpoint import CONFIG
 from jaxclip.data import imagenet_templates
 from jaxclip.datasets.named import Concepts
+from jaxclip.datasets.source import digest
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
@@ -303,8 +304,7 @@ def _concepts(study: Study, stored: Representations) -> Concepts:
 def _digest(found: Concepts) -> str:
     matrix = found.matrix.tocoo()
     places = np.stack([matrix.row, matrix.col])[:, matrix.data.astype(bool)].astype(np.int64)
-    words = json.dumps([matrix.shape, found.names, found.categories]).encode()
-    return hashlib.sha256(places[:, np.lexsort(places)].tobytes() + words).hexdigest()
+    return digest([matrix.shape, found.names, found.categories, places[:, np.lexsort(places)].tobytes()])
 
 
 def cka(study: Study) -> dict[tuple[str, str], float]:
@@ -451,8 +451,8 @@ def _ranked(study: Study, name: str) -> PrivilegedDirections:
 
 
 def _head_path(study: Study, name: str) -> Path:
-    digest = _weights(study.stored[name][study.reference])
-    key = hashlib.sha256(json.dumps([digest, _head_inputs(study)], sort_keys=True).encode()).hexdigest()
+    weights = _weights(study.stored[name][study.reference])
+    key = hashlib.sha256(json.dumps([weights, _head_inputs(study)], sort_keys=True).encode()).hexdigest()
     return study.store / f"head-{key}.npz"
 
 

@@ -6,7 +6,6 @@ Each piece is a frozen dataclass of plain numbers, lists and strings, which goes
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -37,7 +36,7 @@ from jaxclip.analysis.rows import BLOCK
 from jaxclip.data import imagenet_templates, imagenet_wnids
 from jaxclip.datasets import Source, class_subset, concepts, label_map, open_source
 from jaxclip.datasets.named import Concepts
-from jaxclip.datasets.subsets import plain_name
+from jaxclip.datasets.subsets import is_shift, plain_name
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy, label_space, top_k_hits
 from jaxclip.files import new_file
@@ -406,14 +405,12 @@ def robustness(
     """
     known = {x_column(shift, options.x) for shift in shifts} | set(shifts)
 
-    def columns(table: Mapping[str, Any]) -> dict[str, Any]:
-        return {"imagenet": table[reference]} | {k: v for k, v in table.items() if k in known}
+    def columns(table: Mapping[str, Any], imagenet: str = reference) -> dict[str, Any]:
+        return {"imagenet": table[imagenet]} | {k: v for k, v in table.items() if k in known}
 
-    line = (
-        {reference: (testbed := standard_models().columns)["imagenet"], **testbed} if baselines is None else baselines
-    )
+    line = columns(standard_models().columns, "imagenet") if baselines is None else columns(baselines)
     key = jax.random.key(options.seed)
-    return effective_robustness(columns(accuracies), columns(line), options.x, key=key, shifts=shifts)
+    return effective_robustness(columns(accuracies), line, options.x, key=key, shifts=shifts)
 
 
 def summarise_concepts(
@@ -543,7 +540,7 @@ def analyze(
     sets = views(reference, others, options.x)
     accuracies = {name: accuracy(head, data) for name, data in sets.items()}
     imagenet = is_imagenet(reference)
-    judged = imagenet and plain_name(re.split("[/:]", reference.name)[0]) not in SHIFTS
+    judged = imagenet and not is_shift(reference.name)
     stores = {reference.name: reference, **others} | ({concept_set[0].name: concept_set[0]} if concept_set else {})
     return Analysis(
         model=name,
@@ -629,8 +626,7 @@ def _of_model(model: Model, data: Sequence[str | os.PathLike]) -> dict[str, Repr
                     f"{other.folder} and {stored.folder} are both of {stored.name}, by one model: name the folder of "
                     "one before the store"
                 )
-        for name, stored in here.items():
-            found.setdefault(name, stored)
+        found |= here
     return found
 
 

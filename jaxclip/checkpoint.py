@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxclip.config import ModelConfig
 from jaxclip.errors import InputError
-from jaxclip.files import new_directory
+from jaxclip.files import new_directory, occupied
 from jaxclip.models import clip
 
 PARAMS = "params"
@@ -45,7 +45,7 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
         InputError: ``path`` exists and is not to be replaced, or is no checkpoint.
         OSError: The disk is full, or another thing that the system refuses.
     """
-    if overwrite and (folder := Path(path)).is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+    if overwrite and (folder := Path(path)).is_dir() and occupied(folder) and not (folder / CONFIG).is_file():
         raise InputError(f"{path} is no checkpoint (no {CONFIG} in it), and is not replaced: name another folder")
     # Orbax's defaults (OCDBT, whole arrays, copied first) take twice the checkpoint's memory; this takes a few chunks.
     kinds = ocp.type_handlers.create_type_handler_registry(

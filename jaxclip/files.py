@@ -22,7 +22,7 @@ def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
     final = Path(path).absolute()
     if final.is_file():
         raise InputError(f"{final} is a file: name a folder")
-    if not overwrite and final.exists() and not (final.is_dir() and not any(final.iterdir())):
+    if not overwrite and occupied(final):
         raise InputError(f"{final} exists already: remove it, or name another output folder")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
@@ -39,6 +39,12 @@ def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def occupied(path: str | os.PathLike) -> bool:
+    """Whether there is anything but an empty folder, which a new folder would replace."""
+    path = Path(path)
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 @contextlib.contextmanager

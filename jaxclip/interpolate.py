@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxclip import checkpoint
 from jaxclip.errors import InputError
+from jaxclip.files import occupied
 
 Arrays = Mapping[str, Float[Array, "..."] | Float[np.ndarray, "..."]]
 
@@ -49,7 +50,7 @@ def interpolate_checkpoints(
     if len(set(folders.values())) < len(alphas):
         raise InputError(f"alphas {', '.join(map(str, alphas))}: two of them are the same to two decimals")
     for folder in folders.values():
-        if folder.exists() and not overwrite:
+        if occupied(folder) and not overwrite:
             raise InputError(f"{folder} exists already: name another folder, or pass --overwrite")
     config, first = checkpoint.restore(a)
     other, second = checkpoint.restore(b)

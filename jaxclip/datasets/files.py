@@ -1,7 +1,7 @@
 """Pictures in a folder, or in tar archives that are read in place."""
 
-import contextlib
 import dataclasses
+import functools
 import gzip
 import hashlib
 import itertools
@@ -58,8 +58,7 @@ class FileSource:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        path = self.files[0] / self.ids[index] if self.file is None else self.files[self.file[index]]
-        size = int(self.sizes[index])
+        path, size = self._path(index), int(self.sizes[index])
         with path.open("rb", buffering=0) as file:
             file.seek(int(self.starts[index]))
             image_bytes = file.read(size)
@@ -70,24 +69,26 @@ class FileSource:
     def __repr__(self) -> str:
         return f"FileSource({self.name!r}, {len(self)} pictures)"
 
+    def _path(self, index: int) -> Path:
+        return self.files[0] / self.ids[index] if self.file is None else self.files[self.file[index]]
+
     def fingerprint(self) -> str:
         """A digest of classes, ids, labels, sizes, and of each picture ``SAMPLE`` bytes at start, middle and end."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
         rows = zip(self.ids, self.sizes.tolist(), self.labels.tolist(), self._samples(), strict=True)
         return digest(itertools.chain([self.classes], rows))
 
     def _samples(self) -> Iterator[str]:
-        number, opened = -1, None
-        with contextlib.ExitStack() as stack:
-            for index, (start, size) in enumerate(zip(self.starts.tolist(), self.sizes.tolist(), strict=True)):
-                if self.file is None or self.file[index] != number:
-                    stack.close()
-                    number = -1 if self.file is None else self.file[index]
-                    path = self.files[0] / self.ids[index] if self.file is None else self.files[number]
-                    opened = stack.enter_context(path.open("rb", buffering=0))
-                assert opened is not None
-                places = sorted({max(0, place) for place in (0, (size - SAMPLE) // 2, size - SAMPLE)})
-                sample = [os.pread(opened.fileno(), min(SAMPLE, size), start + place) for place in places]
-                yield hashlib.sha256(b"".join(sample)).hexdigest()[:16]
+        rows = zip(map(self._path, range(len(self))), self.starts.tolist(), self.sizes.tolist(), strict=True)
+        for path, pictures in itertools.groupby(rows, key=lambda row: row[0]):
+            with path.open("rb", buffering=0) as file:
+                for _, start, size in pictures:
+                    places = sorted({max(0, place) for place in (0, (size - SAMPLE) // 2, size - SAMPLE)})
+                    sample = [os.pread(file.fileno(), min(SAMPLE, size), start + place) for place in places]
+                    yield hashlib.sha256(b"".join(sample)).hexdigest()[:16]
 
 
 def open_folder(path: Path, split: str | None = None, classes: Sequence[str] | None = None) -> FileSource:
@@ -133,6 +134,9 @@ def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence
         InputError: An archive is missing, damaged or cut short, or has no pictures; or a name is no class.
     """
     where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} is missing, or no file: name the archive")
     files = tuple(_expanded(path) if path.name.endswith((".gz", ".tgz")) else path for path in paths)
     pictures: list[_Member] = []
     beside: list[dict[str, str]] = []

@@ -58,6 +58,11 @@ def plain_name(name: str) -> str:
     return base if not rest and base in SHIFTS else name
 
 
+def is_shift(name: str) -> bool:
+    """Whether a data set is one of ``SHIFTS``, in whatever configuration and split."""
+    return _plain(name)[0] in SHIFTS
+
+
 def _plain(name: str) -> list[str]:
     """The data set's name, then configuration and split."""
     base, *rest = re.split("[/:]", name)

@@ -120,11 +120,11 @@ class _Batches(grain.DatasetIterator):
         self._rest: grain.DatasetIterator | None = None
 
     def __next__(self) -> dict[str, Any]:
+        starting: contextlib.AbstractContextManager = contextlib.nullcontext()
         if self._rest is None:
             self._rest = _read(self._batches[self._done :], self._workers)
-            with hidden_main() if self._workers else contextlib.nullcontext():
-                batch = next(self._rest)
-        else:
+            starting = hidden_main() if self._workers else starting
+        with starting:
             batch = next(self._rest)
         self._done += 1
         return batch
