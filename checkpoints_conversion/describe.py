@@ -32,27 +32,20 @@ def describe(configs: dict[str, Any], name: str) -> ModelConfig | None:
         name: Becomes the configuration's name.
 
     Raises:
-        InputError: They describe a model that jaxclip has not.
+        InputError: They describe a model that jaxclip has not, or are not what these libraries write.
     """
     if "open_clip_config.json" in configs:
         return config.from_open_clip(configs["open_clip_config.json"], name, "open_clip_config.json")
     data = configs.get("config.json", {})
     pixels = configs.get("preprocessor_config.json", {})
     if "architecture" in data and "pretrained_cfg" in data:
-        return _timm(data, name)
-    try:
-        match data.get("model_type"):
-            case "clip":
-                return _hf_clip(data, pixels, name)
-            case "vit":
-                return _hf_vit(data, pixels, name)
-            case "resnet":
-                return _hf_resnet(data, pixels, name)
-    except KeyError as error:
-        raise InputError(f"config.json has no key {error}: is it complete?") from None
-    if "model_type" in data:
-        raise InputError(f"config.json: model_type {data['model_type']!r} is not one of clip, vit, resnet")
-    return None
+        return config.checked("config.json", lambda: _timm(data, name))
+    if "model_type" not in data:
+        return None
+    if data["model_type"] not in _HF_MODELS:
+        raise InputError(f"config.json: model_type {data['model_type']!r} is not one of {', '.join(_HF_MODELS)}")
+    where = "config.json" + (" with preprocessor_config.json" if pixels else "")
+    return config.checked(where, lambda: _HF_MODELS[data["model_type"]](data, pixels, name))
 
 
 def _hf_clip(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelConfig:
@@ -124,6 +117,9 @@ def _hf_resnet(data: dict[str, Any], pixels: dict[str, Any], name: str) -> Model
         224, "shortest", 256, "bicubic", "before", config.IMAGENET_MEAN, config.IMAGENET_STD, crop_rounding="down"
     )
     return ModelConfig(name, vision, _hf_pixels(pixels, default), num_classes=_hf_classes(data))
+
+
+_HF_MODELS = {"clip": _hf_clip, "vit": _hf_vit, "resnet": _hf_resnet}
 
 
 def _hf_classes(data: dict[str, Any]) -> int:

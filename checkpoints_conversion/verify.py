@@ -1,6 +1,7 @@
 """Runs the source, in its own library, and the converted checkpoint on the same images, and measures the gap."""
 
 import dataclasses
+import importlib.util
 import os
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxclip.model import Model
 from jaxclip.preprocess import normalize, preprocess
 from jaxclip.tokenizer import load_tokenizer
 
+LIBRARIES = ("torch", "torchvision", "open_clip", "transformers", "timm")
 SENTENCES = (
     "a photo of a cat.",
     "a photo of the number 7, and of nothing else!",
@@ -95,6 +97,13 @@ def sample_crops(config: ModelConfig, n: int = 8, seed: int = 0) -> np.ndarray:
     return np.stack([preprocess(picture, config.preprocess) for picture in pictures])
 
 
+def check_libraries() -> None:
+    """Raises an InputError where the reference libraries are not installed."""
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"--verify needs {', '.join(missing)}, not installed here: pip install jaxclip[parity]")
+
+
 def verify(source: str | os.PathLike, checkpoint: str | os.PathLike) -> list[Difference]:
     """Compares a converted checkpoint with its source, run by the reference library.
 
@@ -105,18 +114,13 @@ def verify(source: str | os.PathLike, checkpoint: str | os.PathLike) -> list[Dif
     Raises:
         InputError: The reference libraries are not installed, or one of the two cannot be read.
     """
-    try:
-        from checkpoints_conversion import reference
-    except ImportError as error:
-        raise InputError(f"--verify needs the reference libraries ({error}): pip install jaxclip[parity]") from None
+    check_libraries()
+    from checkpoints_conversion import reference
     from checkpoints_conversion.sources import open_weights
 
     model = jaxclip.load_model(checkpoint)
     source_format = model.config.source["format"]
-    try:
-        module = reference.build(model.config, source_format)
-    except ImportError as error:
-        raise InputError(f"--verify needs the reference libraries ({error}): pip install jaxclip[parity]") from None
+    module = reference.build(model.config, source_format)
     reference.load(module, open_weights(os.fspath(source)))
     crops = sample_crops(model.config)
     return compare(model, crops, reference.features(module, source_format, *inputs(model.config, crops)))

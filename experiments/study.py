@@ -27,6 +27,7 @@ from jaxclip.checkpoint import CONFIG
 from jaxclip.data import imagenet_templates
 from jaxclip.datasets.named import Concepts
 from jaxclip.datasets.source import digest
+from jaxclip.datasets.subsets import plain_name
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
@@ -126,20 +127,21 @@ class Study:
         """By model and set, the finished representations in the store.
 
         Raises:
-            InputError: The store has representations by different weights under one model's name.
+            InputError: The store has representations by different weights under one model's name, or of different
+                pictures under one set's.
         """
-        found: dict[str, dict[str, Representations]] = {model.name: {} for model in self.models}
+        found: dict[str, list[Representations]] = {model.name: [] for model in self.models}
         for stored in analyze.finished(self.store) if any(self.store.glob(f"*/{MANIFEST}")) else []:
             name = stored.manifest["model"]["name"]
-            if name in found and stored.name in self.sets:
-                mine = found[name]
-                if any(_weights(other) != _weights(stored) for other in mine.values()):
-                    raise InputError(
-                        f"{self.store} has representations by different weights, all called {name}: remove those of "
-                        f"one, {_weights(stored)[:12]} among them, or give the models different names"
-                    )
-                mine.setdefault(stored.name, stored)
-        return found
+            if name in found and plain_name(stored.name) in self.sets:
+                found[name].append(stored)
+        for name, mine in found.items():
+            if len(weights := {_weights(stored) for stored in mine}) > 1:
+                raise InputError(
+                    f"{self.store} has representations by different weights, all called {name}: remove those of all "
+                    f"but one ({', '.join(sorted(w[:12] for w in weights))}), or give the models different names"
+                )
+        return {name: analyze.by_set(mine) for name, mine in found.items()}
 
     @functools.cached_property
     def concepts(self) -> dict[tuple[str, bytes], Concepts]:

@@ -616,17 +616,28 @@ def _of_model(model: Model, data: Sequence[str | os.PathLike]) -> dict[str, Repr
     digest = model_digest(model)
     found: dict[str, Representations] = {}
     for path in data:
-        here: dict[str, Representations] = {}
-        for stored in finished(path):
-            if stored.manifest["identity"]["model"] != digest or plain_name(stored.name) in found:
-                continue
-            other = here.setdefault(plain_name(stored.name), stored)
-            if other is not stored and other.dtype == stored.dtype:
-                raise InputError(
-                    f"{other.folder} and {stored.folder} are both of {stored.name}, by one model: name the folder of "
-                    "one before the store"
-                )
-        found |= here
+        mine = (stored for stored in finished(path) if stored.manifest["identity"]["model"] == digest)
+        found |= by_set(stored for stored in mine if plain_name(stored.name) not in found)
+    return found
+
+
+def by_set(stores: Iterable[Representations]) -> dict[str, Representations]:
+    """One model's representations by data set, whose name is a shift's own where a folder had its authors' name for it.
+
+    Args:
+        stores: As :func:`finished` sorts them: of two types of one set the first, float32, is taken.
+
+    Raises:
+        InputError: Two of one type are of one set: which of them is meant cannot be known.
+    """
+    found: dict[str, Representations] = {}
+    for stored in stores:
+        other = found.setdefault(plain_name(stored.name), stored)
+        if other is not stored and other.dtype == stored.dtype:
+            raise InputError(
+                f"{other.folder} and {stored.folder} are both of {stored.name}, by one model: name the folder of one "
+                "before the store, or move the other out of it"
+            )
     return found
 
 

@@ -1,12 +1,13 @@
 """The ``jaxclip`` command: one function for each subcommand, whose docstring is its help; heavy imports are inside."""
 
+import dataclasses
 import errno
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -15,6 +16,7 @@ from jaxclip.errors import InputError
 if TYPE_CHECKING:
     from jaxclip.datasets import Source
     from jaxclip.loader import BadImage
+    from jaxclip.training.recipe import Recipe
 
 
 def models() -> None:
@@ -74,8 +76,11 @@ def convert(
         overwrite: Replace the folder if it exists.
     """
     from checkpoints_conversion.convert import convert as run
+    from checkpoints_conversion.verify import check_libraries
     from checkpoints_conversion.verify import verify as compare
 
+    if verify:
+        check_libraries()
     config = run(source, model, out, overwrite=overwrite)
     print(f"{config.name}: converted to {out}")
     if verify:
@@ -279,6 +284,58 @@ def robustness(
     run(accuracies, out, x, seed)
 
 
+@dataclasses.dataclass(frozen=True)
+class _TrainingOptions:
+    """What `finetune` and `train` have in common."""
+
+    epochs: float | None = None
+    """Passes over the data. Left out, as the next four: the recipe's."""
+    batch_size: int | None = None
+    """Pictures of a step."""
+    learning_rate: float | None = None
+    """At its peak."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the computation; parameters are float32."""
+    seed: int | None = None
+    """Of the initialisation, the order, the augmentation and the rest."""
+    split: str | None = None
+    """Which split of labelled data. Left out: train, where the data is a known data set."""
+    data_dir: Path | None = None
+    """Where tfds keeps prepared data sets. Left out: its own default."""
+    validation: str | None = None
+    """Labelled data to choose the best checkpoint by: for `train clip`, by zero-shot accuracy."""
+    workers: int | None = None
+    """Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores."""
+    tensorboard: bool = False
+    """Write TensorBoard's events too."""
+    distributed: bool = False
+    """This is one of several processes, started by srun or on every TPU VM."""
+
+    def override(self, recipe: "Recipe") -> "Recipe":
+        """The recipe with what is given in the place of its own."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("epochs", "batch_size", "dtype", "seed")}
+        if self.learning_rate is not None:
+            given["optimizer"] = dataclasses.replace(recipe.optimizer, learning_rate=self.learning_rate)
+        return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+    def source(self, data: str) -> "Source":
+        """The training data: of a known data set the train split, where none is named."""
+        from jaxclip.datasets import open_source
+        from jaxclip.datasets.named import KNOWN
+
+        known = data.partition("/")[0] in KNOWN and not Path(data).exists()
+        return open_source(data, "train" if known and self.split is None else self.split, self.data_dir)
+
+    def scored_by(self) -> "Source | None":
+        """The validation data."""
+        from jaxclip.datasets import open_source
+
+        return None if self.validation is None else open_source(self.validation, None, self.data_dir)
+
+
+_Run = Annotated[_TrainingOptions, tyro.conf.OmitArgPrefixes]
+
+
 def finetune(
     *,
     model: Path,
@@ -286,20 +343,10 @@ def finetune(
     out: Path,
     mode: Literal["full", "lp-ft", "head"] = "full",
     config: str = "finetune",
-    epochs: float | None = None,
-    probe_epochs: float = 1.0,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    seed: int | None = None,
-    split: str | None = None,
-    data_dir: Path | None = None,
-    validation: str | None = None,
+    probe_epochs: float | None = None,
     classes: Path | None = None,
     templates: Path | None = None,
-    workers: int | None = None,
-    tensorboard: bool = False,
-    distributed: bool = False,
+    run: _Run = _TrainingOptions(),
 ) -> None:
     """Fine-tune a CLIP's image encoder on labelled pictures, from its zero-shot head; killed runs go on.
 
@@ -310,38 +357,26 @@ def finetune(
             began as. The same command again goes on with a run that was killed.
         mode: End to end; linear probe, then end to end; or the head alone.
         config: The recipe: a name in experiments/configs or a .py file.
-        epochs: Passes over the data. Left out: the recipe's, as for batch size, learning rate, dtype and seed.
-        probe_epochs: Passes over the data for the linear probe of lp-ft.
-        batch_size: Pictures of a step.
-        learning_rate: At its peak.
-        dtype: Type of the computation; parameters are float32.
-        seed: Of the order, the augmentation and the rest.
-        split: Which split of the data. Left out: train, where the data is a known data set.
-        data_dir: Where tfds keeps prepared data sets. Left out: its own default.
-        validation: Labelled data to choose the best checkpoint by.
+        probe_epochs: Passes over the data for the linear probe of lp-ft. Left out: one.
         classes: As for `jaxclip evaluate`.
         templates: As for `jaxclip evaluate`.
-        workers: Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores.
-        tensorboard: Write TensorBoard's events too.
-        distributed: This is one of several processes, started by srun or on every TPU VM.
+        run: What every kind of training has.
     """
-    _start(distributed)
-    from jaxclip.datasets import open_source
+    _start(run.distributed)
     from jaxclip.training import recipe, runs
 
-    chosen, _ = recipe.read(config)
     written = runs.finetune(
         model,
-        _training_data(data, split, data_dir),
+        run.source(data),
         out,
-        recipe.override(chosen, epochs, batch_size, learning_rate, dtype, seed),
+        run.override(recipe.read(config)[0]),
         mode=mode,
         probe_epochs=probe_epochs,
         classes=None if classes is None else _read_classes(classes),
         templates=None if templates is None else _read_lines(templates),
-        validation=None if validation is None else open_source(validation, None, data_dir),
-        workers=workers,
-        tensorboard=tensorboard,
+        validation=run.scored_by(),
+        workers=run.workers,
+        tensorboard=run.tensorboard,
     )
     print(f"written: {written}")
 
@@ -355,17 +390,7 @@ def train(
     out: Path,
     images: Path | None = None,
     start: Path | None = None,
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    seed: int | None = None,
-    split: str | None = None,
-    data_dir: Path | None = None,
-    validation: str | None = None,
-    workers: int | None = None,
-    tensorboard: bool = False,
-    distributed: bool = False,
+    run: _Run = _TrainingOptions(),
 ) -> None:
     """Train a classifier from labels (supervised), or a CLIP from captions (clip); killed runs go on.
 
@@ -378,48 +403,27 @@ def train(
             with a run that was killed.
         images: For clip, the folder that the captions' paths start from. Left out: that of the file.
         start: For clip, a checkpoint to begin with. Left out: a fresh model.
-        epochs: Passes over the data. Left out, as the next four: the recipe's.
-        batch_size: Pictures of a step.
-        learning_rate: At its peak.
-        dtype: Type of the computation; parameters are float32.
-        seed: Of the initialisation, the order, the augmentation and the rest.
-        split: For supervised, which split of the data. Left out: train, where the data is a known data set.
-        data_dir: Where tfds keeps prepared data sets. Left out: its own default.
-        validation: Labelled data to choose the best checkpoint by: for clip, by zero-shot accuracy.
-        workers: Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores.
-        tensorboard: Write TensorBoard's events too.
-        distributed: This is one of several processes, started by srun or on every TPU VM.
+        run: What every kind of training has.
     """
-    _start(distributed)
-    from jaxclip.datasets import open_source
+    _start(run.distributed)
     from jaxclip.training import recipe, runs
     from jaxclip.training.data import open_captions
 
     chosen, architecture = recipe.read(config)
     if architecture is None:
         raise InputError(f"configuration {config} has no MODEL to train")
-    chosen = recipe.override(chosen, epochs, batch_size, learning_rate, dtype, seed)
-    scored = None if validation is None else open_source(validation, None, data_dir)
+    chosen = run.override(chosen)
+    common: dict[str, Any] = {
+        "validation": run.scored_by(), "workers": run.workers, "tensorboard": run.tensorboard,
+    }  # fmt: skip
     if what == "clip":
-        if split is not None:
+        if run.split is not None:
             raise InputError("--split is for `jaxclip train supervised`: captions have no splits")
-        written = runs.from_captions(
-            architecture,
-            open_captions(data, images),
-            out,
-            chosen,
-            start=start,
-            validation=scored,
-            workers=workers,
-            tensorboard=tensorboard,
-        )
+        written = runs.from_captions(architecture, open_captions(data, images), out, chosen, start=start, **common)
     else:
         if start is not None or images is not None:
             raise InputError("--start and --images are for `jaxclip train clip`")
-        source = _training_data(data, split, data_dir)
-        written = runs.supervised(
-            architecture, source, out, chosen, validation=scored, workers=workers, tensorboard=tensorboard
-        )
+        written = runs.supervised(architecture, run.source(data), out, chosen, **common)
     print(f"written: {written}")
 
 
@@ -524,15 +528,6 @@ def _keep_compiled() -> None:
 def _fail(message: str) -> int:
     print(f"jaxclip: error: {message}", file=sys.stderr)
     return 2
-
-
-def _training_data(data: str, split: str | None, data_dir: Path | None) -> "Source":
-    """Opens training data: of a known data set the train split, where none is named."""
-    from jaxclip.datasets import open_source
-    from jaxclip.datasets.named import KNOWN
-
-    known = data.partition("/")[0] in KNOWN and not Path(data).exists()
-    return open_source(data, "train" if known and split is None else split, data_dir)
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxclip.errors import InputError
@@ -215,6 +216,24 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
+def checked(where: str, read: Callable[[], ModelConfig]) -> ModelConfig:
+    """What ``read`` makes of other libraries' JSON, of which no type is known.
+
+    Raises:
+        InputError: The JSON lacks a key, or a value is of a type that the configuration cannot have; ``where`` names
+            the file in the message.
+    """
+    try:
+        found = read()
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{where}: key {error} is missing: is the file complete?") from None
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise InputError(f"{where}: a value is not of the type that it has in such a file ({error})") from None
+    return ModelConfig.from_json(found.to_json(), where)
+
+
 def check_choices(what: str, cfg: Any) -> None:
     """Raises an InputError where a field of a dataclass is none of the values that its ``Literal`` has."""
     for field, hint in typing.get_type_hints(type(cfg)).items():
@@ -251,9 +270,13 @@ def from_open_clip(config: dict[str, Any], name: str, where: str = "open_clip co
 
     Raises:
         InputError: The config asks for a tower that jaxclip has not (timm or Hugging Face towers, CoCa's decoder,
-            custom attention); the message names the key.
+            custom attention), or is not of open_clip's form; the message names the key.
 
     """  # noqa: D205
+    return checked(where, lambda: _from_open_clip(config, name, where))
+
+
+def _from_open_clip(config: dict[str, Any], name: str, where: str) -> ModelConfig:
     model = config.get("model_cfg", config)
     if "vision_cfg" not in model or "text_cfg" not in model or "embed_dim" not in model:
         raise InputError(f"{where}: not an open_clip config (it has no embed_dim, vision_cfg and text_cfg)")

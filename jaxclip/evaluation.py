@@ -211,7 +211,8 @@ def evaluate(
 
     Raises:
         InputError: A class of the data is none of ``classes``, the head has another number of classes, a picture has no
-            label, no picture is left, or one cannot be decoded (and ``skip_bad`` is false).
+            label, no picture is left, one cannot be decoded (and ``skip_bad`` is false), a representation is not
+            finite, or there is no folder ``store``.
     """
     if isinstance(source, str | os.PathLike):
         source = open_source(source)
@@ -233,6 +234,7 @@ def evaluate(
     with progress(f"{model.config.name} on {source.name}", len(source)) as advance:
         for h, batch in found:
             _check_labels(source, batch, answered)
+            _check_finite(source, batch, h)
             hits = np.asarray(top_k_hits(h, W, b, batch.labels, on_device, k=k))
             np.add.at(total, batch.labels[batch.mask], 1)
             np.add.at(right, batch.labels[batch.mask], hits[batch.mask])
@@ -378,3 +380,12 @@ def _check_labels(source: Source, batch: Batch, answered: Bool[np.ndarray, " l"]
         label = batch.labels[row]
         trouble = "has no label" if label < 0 else f"is of class {source.classes[label]!r}, which is not to choose from"
         raise InputError(f"{source.name}: picture {batch.ids[row]} {trouble}")
+
+
+def _check_finite(source: Source, batch: Batch, h: Float[Any, "b d"]) -> None:
+    """Raises an InputError where a representation has a NaN or infinite feature, which would count as wrong."""
+    for row in np.flatnonzero(batch.mask & ~np.isfinite(np.asarray(h)).all(axis=1)):
+        raise InputError(
+            f"{source.name}: the representation of picture {batch.ids[row]} is not finite: compute in float32, or see "
+            "whether the checkpoint is sound"
+        )

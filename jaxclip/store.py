@@ -233,7 +233,13 @@ def open_store(path: str | os.PathLike, key: str = "") -> Representations:
 
 
 def find(store: str | os.PathLike, model: Model, source: Source) -> Representations | None:
-    """The finished representations of a data set by a model in a store, float32 rather than float16, if there are."""
+    """The finished representations of a data set by a model in a store, float32 rather than float16, if there are.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    if not Path(store).is_dir():
+        raise InputError(f"there is no store {store}: make it with `jaxclip embed`")
     what = identity(model, source)
     for store_dtype in STORE_DTYPES:
         folder = Path(store) / key_of(what | {"store_dtype": store_dtype})

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -317,6 +318,50 @@ def test_only_a_checkpoint_is_overwritten(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says):
             checkpoint.save(path, cfg, arrays, overwrite=True)
     assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["all of it"]
+
+
+HF_VIT = {"model_type": "vit", "num_labels": 10}
+TIMM = {"architecture": "resnet50", "pretrained_cfg": {"input_size": [3, 224, 224], "mean": [0] * 3, "std": [1] * 3}}
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"open_clip_config.json": {"model_cfg": {**CONFIG, "vision_cfg": 3}}}, "open_clip_config.json: a value"),
+        ({"open_clip_config.json": {"model_cfg": {**CONFIG, "embed_dim": "16"}}}, "output_dim is '16', which is not"),
+        ({"open_clip_config.json": {"model_cfg": CONFIG, "preprocess_cfg": {"mean": 0.5}}}, "a value is not"),
+        ({"open_clip_config.json": {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.5]}}}, "preprocess: mean is"),
+        ({"config.json": {**HF_VIT, "hidden_size": [768]}}, "config.json: vision: width is"),
+        ({"config.json": HF_VIT, "preprocessor_config.json": {"do_resize": "no"}}, "with preprocessor_config.json"),
+        ({"config.json": {"model_type": "resnet", "depths": 3, "num_labels": 2}}, "config.json: a value is not"),
+        ({"config.json": {"model_type": "resnet", "num_labels": 2}}, "config.json: key 'depths' is missing"),
+        ({"config.json": {**TIMM, "num_classes": None}}, None),
+        ({"config.json": {**TIMM, "pretrained_cfg": {"input_size": []}}}, "config.json: a value is not"),
+        ({"config.json": {**TIMM, "pretrained_cfg": {}}}, "config.json: key 'input_size' is missing"),
+    ],
+)  # fmt: skip
+def test_json_that_is_not_as_its_library_writes_it_is_one_error(files: dict, says: str | None) -> None:
+    """Edited by hand or damaged: the file and the value are named, rather than a line of our own code."""
+    if says is None:
+        describe.describe(files, "mine")
+        return
+    with pytest.raises(InputError, match=re.escape(says)):
+        describe.describe(files, "mine")
+
+
+def test_verify_without_the_libraries_is_refused_before_converting(
+    tensors, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Rather than after minutes of conversion."""
+    from checkpoints_conversion import verify
+    from jaxclip.cli import main
+
+    save_file(tensors, tmp_path / "w.safetensors")
+    monkeypatch.setattr(verify, "LIBRARIES", ("numpy", "no_such_library"))
+    command = ["convert", str(tmp_path / "w.safetensors"), "--model", model, "--out", str(tmp_path / "out"), "--verify"]
+    assert main(command) == 2
+    assert "--verify needs no_such_library, not installed here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_tokenizers_are_refused() -> None:

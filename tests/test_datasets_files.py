@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxclip.datasets import files, open_source
-from jaxclip.datasets.files import expand_braces
+from jaxclip.datasets.files import expand_braces, open_tars
 from jaxclip.errors import InputError
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -150,6 +150,13 @@ def test_a_folder_called_as_a_data_set(tmp_path, monkeypatch):
 
 
 # --- archives --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
+def test_an_archive_that_is_missing_is_named(name: str, tmp_path: Path) -> None:
+    """A compressed one would be looked for in the cache first."""
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        open_tars([tmp_path / name])
 
 
 @pytest.mark.parametrize(("split", "n"), [("train", 50_000), ("test", 10_000)])

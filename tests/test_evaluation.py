@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
-from tiny import cache_size, class_folders, tiny_classifier, tiny_clip, unit
+from tiny import cache_size, changed, class_folders, tiny_classifier, tiny_clip, unit
 
 from jaxclip.data import imagenet_classnames, imagenet_wnids
 from jaxclip.datasets import Example, class_subset, label_map, open_source
@@ -124,6 +124,13 @@ def test_a_model_that_says_nothing_is_not_right(value: float) -> None:
     hits = top_k_hits(h, W, np.zeros(10, np.float32), np.arange(10), np.eye(10, dtype=bool), k=5)
     assert np.mean(hits[:, 0]) == pytest.approx(0.1)
     assert np.mean(hits[:, -1]) == pytest.approx(0.5)
+
+
+def test_a_representation_that_is_not_finite_is_named(animals: Path) -> None:
+    """A broken checkpoint must not be reported as a model of chance accuracy."""
+    broken = changed(tiny_clip(), name="vision.projection", by=np.nan)
+    with pytest.raises(InputError, match=r"representation of picture bird/\S+ is not finite"):
+        evaluate(broken, str(animals), head=np.ones((2, 32), np.float32), workers=0)
 
 
 def test_any_of_a_labels_classes_is_right() -> None:

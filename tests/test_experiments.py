@@ -1,6 +1,7 @@
 """The experiments on a synthetic study: planted truths come out, what is missing is named, a killed run goes on."""
 
 import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments.study import Study
 from jaxclip import analyze
 from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
-from jaxclip.store import Representations
+from jaxclip.store import MANIFEST, Representations
 
 PAPER = Path(__file__).parent.parent / "experiments" / "configs" / "paper.py"
 
@@ -192,6 +193,26 @@ def test_other_weights_are_refused(made: Study, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="different weights"):
         _ = dataclasses.replace(study).stored  # of a new study, which reads the store anew
+
+
+def test_two_stores_of_one_set_are_refused(made: Study, tmp_path: Path) -> None:
+    """Of two downloads of one data set, embedded one after the other, the one with the lesser hash would be taken."""
+    shutil.copytree(made.store, tmp_path / "store")
+    name = made.models[0].name
+    stored = made.stored[name]["imagenet_v2"]
+    second = tmp_path / "store" / ("f" * 64)
+    shutil.copytree(stored.folder, second)
+    study = dataclasses.replace(made, store=tmp_path / "store", results=tmp_path)
+    with pytest.raises(InputError, match="are both of imagenet_v2, by one model"):
+        _ = study.stored
+    manifest = json.loads((second / MANIFEST).read_text())
+    for called, known in (("imagenet-a", "imagenet_a"), ("my pictures", None)):
+        manifest["data"]["name"] = called
+        (second / MANIFEST).write_text(json.dumps(manifest))
+        if known is not None:
+            with pytest.raises(InputError, match=f"are both of ({called}|{known})"):
+                _ = dataclasses.replace(study).stored
+    assert dataclasses.replace(study).stored[name].keys() == made.stored[name].keys(), "a set of no study is no trouble"
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:

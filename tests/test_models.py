@@ -214,6 +214,17 @@ def test_bfloat16_is_near_float32(vision: config.Vision, images: jax.Array) -> N
         assert cosine.min() > 0.999
 
 
+def test_a_classifiers_logits_are_float32() -> None:
+    """The zero-shot head that fine-tuning begins with has rows of length 100: bfloat16 would move its logits by 0.1."""
+    cfg = dataclasses.replace(config.ModelConfig("tiny", TINY, PIXELS), num_classes=7)
+    half = randomized(clip.abstract(cfg, dtype=jnp.dtype("bfloat16")))
+    h = jax.random.normal(jax.random.key(0), (5, half.head.in_features))
+    logits = half.head(h)
+    assert logits.dtype == jnp.float32
+    expected = np.asarray(h, np.float64) @ half.head.kernel[...] + half.head.bias[...]
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_text_is_causal_and_reads_the_end_of_text_token() -> None:
     """What comes after the end-of-text token cannot matter; what comes before must."""
     tower = build(TINY).text

@@ -18,10 +18,9 @@ from typing import Any, cast
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_classifier, tiny_clip
+from tiny import changed, tiny_classifier, tiny_clip
 
 from jaxclip import checkpoint, cli, config, embedding
 from jaxclip.datasets import Example, open_source
@@ -29,8 +28,7 @@ from jaxclip.datasets.files import open_folder
 from jaxclip.embedding import embed
 from jaxclip.errors import InputError
 from jaxclip.evaluation import evaluate, representations
-from jaxclip.model import Model, load_model
-from jaxclip.models import clip
+from jaxclip.model import load_model
 from jaxclip.preprocess import preprocess
 from jaxclip.store import MANIFEST, Representations, identity, key_of, model_digest, open_store
 
@@ -85,15 +83,6 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Representat
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
-
-
-def changed(model: Model, cfg: config.ModelConfig | None = None, name: str | None = None) -> Model:
-    """Another configuration of the same parameters, or one parameter with one element changed."""
-    arrays = {n: np.array(a) for n, a in checkpoint.named(model.params).items()}
-    if name is not None:
-        arrays[name].flat[-1] += 1e-3
-    graph, state = nnx.split(clip.abstract(cfg or model.config))
-    return Model(cfg or model.config, nnx.merge(graph, checkpoint.fill(state, arrays)))
 
 
 def test_the_store_is_what_the_encoder_gives(whole: Representations, folder: Path) -> None:
@@ -405,7 +394,9 @@ def test_evaluate_reads_the_store(tmp_path: Path, source: Watched) -> None:
     """The same result as from the pictures, none of which is read; another model's is not taken for it."""
     W = np.asarray(representations_of(source)).repeat(48, axis=0)[:1000]
     model = tiny_clip()
-    computed = evaluate(model, source, head=W, workers=0, store=tmp_path / "none")
+    with pytest.raises(InputError, match=r"there is no store .*none: make it with `jaxclip embed`"):
+        evaluate(model, source, head=W, workers=0, store=tmp_path / "none")
+    computed = evaluate(model, source, head=W, workers=0, store=tmp_path)
     assert computed.stored is None
     embed(model, source, tmp_path, workers=0)
     source.read.clear()
@@ -461,6 +452,7 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert cli.main(write) == 0
     assert cli.main(["evaluate", *common, "--store", str(tmp_path / "store")]) == 0
     assert f"representations: {tmp_path / 'store'}" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
     assert cli.main(["evaluate", *common, "--store", str(tmp_path / "empty")]) == 0
     assert "representations: computed" in capsys.readouterr().out
 

@@ -268,6 +268,21 @@ def test_captions_refuse_what_is_for_classes(
         runs.from_captions(tiny_clip().config, captions, tmp_path / "out", recipe, **common)
 
 
+def test_classes_refuse_what_is_for_captions_and_modes_what_is_for_another(
+    folder: Path, untrained: list, tmp_path: Path
+) -> None:
+    """Rather than leave it out without a word."""
+    source, sigmoid = open_source(folder / "data"), dataclasses.replace(RECIPE, loss="sigmoid")
+    with pytest.raises(InputError, match="loss sigmoid is of captions"):
+        runs.supervised(CLASSIFIER, source, tmp_path / "out", sigmoid, workers=0)
+    with pytest.raises(InputError, match="loss sigmoid is of captions"):
+        runs.finetune(folder / "clip", source, tmp_path / "out", sigmoid, **TUNE)
+    for mode in ("full", "head"):
+        with pytest.raises(InputError, match=f"probe_epochs is 2.0, and mode {mode} has no probe"):
+            runs.finetune(folder / "clip", source, tmp_path / "out", RECIPE, mode=mode, probe_epochs=2.0, **TUNE)
+    assert not untrained and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [

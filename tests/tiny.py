@@ -33,6 +33,15 @@ def _random(cfg: config.ModelConfig) -> Model:
     return Model(cfg, nnx.merge(graph, checkpoint.fill(state, arrays)))
 
 
+def changed(model: Model, cfg: config.ModelConfig | None = None, name: str | None = None, by: float = 1e-3) -> Model:
+    """Another configuration of the same parameters, or one parameter with one element changed."""
+    arrays = {n: np.array(a) for n, a in checkpoint.named(model.params).items()}
+    if name is not None:
+        arrays[name].flat[-1] += by
+    graph, state = nnx.split(clip.abstract(cfg or model.config))
+    return Model(cfg or model.config, nnx.merge(graph, checkpoint.fill(state, arrays)))
+
+
 def unit(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float64)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)

@@ -42,7 +42,7 @@ class Classifier(nnx.Module):
     def __init__(self, cfg: config.ModelConfig, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
         assert cfg.num_classes is not None
         self.vision = _tower(cfg.vision, dtype=dtype, remat=remat, rngs=rngs)
-        self.head = Linear(representation_size(cfg.vision), cfg.num_classes, dtype=dtype, rngs=rngs)
+        self.head = Linear(representation_size(cfg.vision), cfg.num_classes, dtype=jnp.dtype("float32"), rngs=rngs)
 
     def encode_image(
         self, images: Float[Array, "n H W 3"], layers: Sequence[int] = ()
@@ -70,8 +70,8 @@ def build(
     Args:
         cfg: What to build: a CLIP when it has a text tower, else a classifier.
         rngs: Random keys for the initialisation.
-        dtype: The type of the computation. Parameters are float32; with bfloat16, norms, softmax and accumulation
-            stay in float32.
+        dtype: The type of the computation. Parameters are float32; with bfloat16, norms, softmax, accumulation
+            and a classifier's head stay in float32.
         remat: Recompute each transformer block in the backward pass rather than keep its activations.
     """
     return (CLIP if cfg.text is not None else Classifier)(cfg, dtype=jnp.dtype(dtype), remat=remat, rngs=rngs)

@@ -102,21 +102,6 @@ def read(name: str) -> tuple[Recipe, ModelConfig | None]:
     return found["RECIPE"], found.get("MODEL")
 
 
-def override(
-    recipe: Recipe,
-    epochs: float | None,
-    batch_size: int | None,
-    learning_rate: float | None,
-    dtype: Literal["float32", "bfloat16"] | None,
-    seed: int | None,
-) -> Recipe:
-    """The recipe with what is given in the place of its own."""
-    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "dtype": dtype, "seed": seed}
-    if learning_rate is not None:
-        given["optimizer"] = dataclasses.replace(recipe.optimizer, learning_rate=learning_rate)
-    return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
-
-
 def record(folder: Path, what: dict[str, Any], begun: bool) -> None:
     """Writes ``recipe.json``, or makes sure that the run that is there is of the same.
 

@@ -45,7 +45,7 @@ def finetune(
     recipe: Recipe,
     *,
     mode: Mode = "full",
-    probe_epochs: float = 1.0,
+    probe_epochs: float | None = None,
     classes: Sequence[str] | Mapping[str, str] | None = None,
     templates: Sequence[str] | None = None,
     validation: Source | None = None,
@@ -66,7 +66,7 @@ def finetune(
         recipe: How.
         mode: ``full``: end to end. ``lp-ft``: first the head alone, then end to end (Kumar et al. 2022). ``head``: the
             head alone.
-        probe_epochs: How long the head is trained alone in ``lp-ft``.
+        probe_epochs: How long the head is trained alone in ``lp-ft``; None is once over the data.
         classes: As in :func:`jaxclip.evaluation.evaluate`.
         templates: Prompts of the zero-shot head; None means ImageNet's 80.
         validation: Data to choose the best by, of the same classes.
@@ -77,10 +77,14 @@ def finetune(
         The folder of the last checkpoint.
 
     Raises:
-        InputError: The model is no CLIP, a class has no name, the validation data has other classes, or what
-            :func:`~jaxclip.training.loop.fit` raises.
+        InputError: The model is no CLIP, a class has no name, the validation data has other classes, an option is of no
+            use in this mode, or what :func:`~jaxclip.training.loop.fit` raises.
     """
     out, templates = Path(out), imagenet_templates() if templates is None else list(templates)
+    _check_classes_recipe(recipe)
+    if probe_epochs is not None and mode != "lp-ft":
+        raise InputError(f"probe_epochs is {probe_epochs}, and mode {mode} has no probe: leave it out, or choose lp-ft")
+    probe_epochs = 1.0 if probe_epochs is None else probe_epochs
     if not 0 < probe_epochs < math.inf:
         raise InputError(f"probe_epochs is {probe_epochs}: it must be positive, and no infinity")
     names, answers, _ = label_space(source, classes)
@@ -139,11 +143,12 @@ def supervised(
         tensorboard: Write its events.
 
     Raises:
-        InputError: ``config`` is a CLIP, the validation data has other classes, or what
-            :func:`~jaxclip.training.loop.fit` raises.
+        InputError: ``config`` is a CLIP, the validation data has other classes, the recipe has what is only for
+            captions, or what :func:`~jaxclip.training.loop.fit` raises.
     """
     if config.text is not None:
         raise InputError(f"{config.name} is a CLIP: it is trained from captions, by `jaxclip train clip`")
+    _check_classes_recipe(recipe)
     out = Path(out)
     names, answers, _ = label_space(source)
     _check_validation(validation, None, [names[i] for i in answers.argmax(axis=1)])
@@ -295,6 +300,12 @@ def _started(start: str | os.PathLike, config: ModelConfig, recipe: Recipe) -> c
     bias = jax.jit(lambda: checkpoint.named(_build(config, recipe))["logit_bias"])()  # of all of it, XLA keeps this
     graph, state = nnx.split(clip.abstract(config, dtype=jax.numpy.dtype(recipe.dtype), remat=recipe.remat))
     return nnx.merge(graph, checkpoint.fill(state, checkpoint.named(module) | {"logit_bias": bias}))
+
+
+def _check_classes_recipe(recipe: Recipe) -> None:
+    """Raises an InputError where a recipe for classes has a loss of image-text pairs other than the default."""
+    if recipe.loss != "contrastive":
+        raise InputError(f"recipe: loss {recipe.loss} is of captions, and classes have cross-entropy: leave it out")
 
 
 def _check_validation(
