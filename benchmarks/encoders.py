@@ -130,7 +130,7 @@ def _jaxclip(folder: Path, dtype: str) -> Functions:
     import jax.numpy as jnp
 
     import jaxclip
-    from benchmarks.flops import flops
+    from benchmarks.flops import encoder_flops
     from jaxclip.compiler import compiler_options
     from jaxclip.models.layers import multiply
 
@@ -146,7 +146,7 @@ def _jaxclip(folder: Path, dtype: str) -> Functions:
         "encode": lambda: np.asarray(model.encode_image(images)),
         "gemm": products(ynnpack=False),
         "gemm by ynnpack": products(ynnpack=True),
-        "flop": lambda: flops(model.representation, model.params, images),
+        "flop": lambda: encoder_flops(model.config.vision) * BATCH,
     }
 
 

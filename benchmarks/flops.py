@@ -1,10 +1,42 @@
-"""How much arithmetic a JAX function is: counted from its program, so that it is right for every model."""
+"""How much arithmetic a tower is as its paper defines it, and how much a JAX function is, counted from its program."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxclip.config import CLIPResNet, ModelConfig, Preprocess, Text, Vision, ViT
+from jaxclip.models import clip, text
+
+
+@functools.cache
+def encoder_flops(vision: Vision) -> int:
+    """Operations of encoding one picture by CLIP's or a supervised tower, with all tokens in every block.
+
+    jaxclip leaves out what cannot change the result: in a ViT's last block all but the class token, and the keys and
+    values of an attention that has one query.
+    """
+    cfg = ModelConfig("one", vision, Preprocess(vision.image_size), num_classes=1)
+    graph, state = nnx.split(clip.abstract(cfg))
+    layers = (vision.layers,) if isinstance(vision, ViT) else ()  # to keep its output is to compute all of it
+    image = jax.ShapeDtypeStruct((1, vision.image_size, vision.image_size, 3), "float32")
+    count = flops(lambda state, image: nnx.merge(graph, state).encode_image(image, layers)[0], state, image)
+    if isinstance(vision, CLIPResNet):
+        count += (vision.image_size // 32) ** 2 * 2 * 2 * (vision.width * 32) ** 2
+    return count
+
+
+def text_flops(cfg: Text) -> int:
+    """Operations of encoding one text of the full context length, with all tokens in every block."""
+    tower = nnx.eval_shape(lambda: text.Text(cfg, dtype=jnp.dtype("float32"), remat=False, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(tower)
+    x = jax.ShapeDtypeStruct((1, cfg.context_length, cfg.width), "float32")
+    blocks = flops(lambda state, x: nnx.merge(graph, state).transformer(x)[0], state, x)
+    return blocks + 2 * cfg.width * cfg.output_dim
 
 
 def flops(function: Callable[..., Any], *args: Any) -> int:

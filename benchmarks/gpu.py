@@ -129,35 +129,28 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _our_encoder(folder: Path, batch: int, device: str) -> Functions:
     functions = _card(device)
-    import jax
     import jax.numpy as jnp
 
     import jaxclip
-    from benchmarks.flops import flops
+    from benchmarks.flops import encoder_flops
 
     model = jaxclip.load_model(folder / CONVERTED, dtype="bfloat16")
     images = jnp.asarray(_pictures(folder, batch), "bfloat16")
     return functions | {
         "encode": lambda: np.asarray([model.encode_image(images) for _ in range(BATCHES)][-1]),
-        "flop": lambda: flops(model.encode_image, jax.ShapeDtypeStruct(images[:1].shape, images.dtype)),
+        "flop": lambda: encoder_flops(model.config.vision),
     }
 
 
 def _our_step(folder: Path, device: str) -> Functions:
     functions = _card(device)
-    import jax
-
-    import jaxclip
-    from benchmarks.flops import flops
+    from benchmarks.flops import encoder_flops, text_flops
+    from jaxclip.checkpoint import read_config
 
     def forward() -> int:
         """Of one picture and, for a CLIP, its caption."""
-        model = jaxclip.load_model(folder / CONVERTED, dtype="bfloat16")
-        size, text = model.config.preprocess.size, model.config.text
-        count = flops(model.encode_image, jax.ShapeDtypeStruct((1, size, size, 3), "float32"))
-        if text is not None:
-            count += flops(model.encode_text, jax.ShapeDtypeStruct((1, text.context_length), "int32"))
-        return count
+        config = read_config(folder / CONVERTED)
+        return encoder_flops(config.vision) + (0 if config.text is None else text_flops(config.text))
 
     return functions | training.step_of_jaxclip(folder, "bfloat16") | {"flop": forward}
 

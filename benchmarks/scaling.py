@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import functools
 import math
 import os
 import statistics
@@ -31,8 +30,8 @@ PICTURES = {
 PEAK = {"one H100": gpu.PEAK["NVIDIA H100 80GB HBM3"], "one v5e-8": 8 * 197e12}
 """Dense bfloat16 FLOP/s, from the data sheets."""
 UTILISATION = 0.4
-DECODED = 195
-"""Full-size pictures that one core decodes and resizes in a second: `benchmarks/input_pipeline.py`, 391 on 2 cores."""
+DECODED = 271
+"""Full-size pictures that one core decodes and resizes in a second: `benchmarks/input_pipeline.py`, 542 on 2 cores."""
 
 
 def measure(label: str) -> dict[str, Any]:
@@ -76,6 +75,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def study() -> dict[str, Any]:
     """The paper's models and pictures, and the floating-point operations of encoding all with all."""
+    from benchmarks.flops import encoder_flops
     from jaxclip import registry
 
     entries = [entry for entry in registry.table() if entry.paper and entry.group != "less-robust"]
@@ -84,23 +84,8 @@ def study() -> dict[str, Any]:
     return {"models": len(entries), "pictures": pictures, "flop": pictures * of_one}
 
 
-@functools.cache
-def encoder_flops(vision: Any) -> int:
-    """Of encoding one picture with the tower of this configuration."""
-    import jax
-    from flax import nnx
-
-    from benchmarks.flops import flops
-    from jaxclip.config import ModelConfig, Preprocess
-    from jaxclip.models import clip
-
-    size = vision.image_size
-    graph, state = nnx.split(clip.abstract(ModelConfig("one", vision, Preprocess(size), num_classes=1)))
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    return flops(lambda state, image: nnx.merge(graph, state).encode_image(image)[0], state, image)
-
-
 def _flop(label: str) -> int:
+    from benchmarks.flops import encoder_flops
     from jaxclip import registry
 
     return encoder_flops(registry.model_config(str(CASES[label][2])).vision)

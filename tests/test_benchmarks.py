@@ -11,7 +11,7 @@ from flax import nnx
 from benchmarks import contest, gpu, input_pipeline, scaling
 from benchmarks.__main__ import SUITES, tables
 from benchmarks.contest import Turn, process, ratio, take_turns
-from benchmarks.flops import flops
+from benchmarks.flops import encoder_flops, flops, text_flops
 from jaxclip import config
 from jaxclip.errors import InputError
 from jaxclip.files import replace_section
@@ -35,8 +35,13 @@ def test_operations_of_a_transformer_are_those_of_its_formula() -> None:
     vision = config.ViT(32, 8, w, depth, heads, mlp, 24)
     patches, t = 16, 17
     block = 2 * t * w * 3 * w + 2 * t * w * w + 2 * 2 * t * t * w + 2 * 2 * t * w * mlp
-    expected = n * (2 * patches * 3 * 64 * w + depth * block + 2 * w * 24)
-    assert flops(*encoder(vision, n)) == expected
+    ends = 2 * patches * 3 * 64 * w + 2 * w * 24
+    assert encoder_flops(vision) == depth * block + ends
+    # What the last block computes: the class token's query, and what is attended to by each head; out, and the MLP.
+    alone = 2 * w * w + 2 * 2 * w * w + 2 * 2 * t * heads * w + 2 * w * w + 2 * 2 * w * mlp
+    assert flops(*encoder(vision, n)) == n * ((depth - 1) * block + alone + ends)
+    text = config.Text(t, 100, w, depth, heads, mlp, 24)
+    assert text_flops(text) == depth * block + 2 * w * 24
 
 
 def test_operations_of_a_convolution() -> None:
@@ -60,13 +65,14 @@ def test_operations_of_a_resnet_are_about_xlas(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(Conv3x3, "__call__", nnx.Conv.__call__)
     function, *args = encoder(model_config(name).vision, 1)
     assert flops(function, *args) == counted
+    assert encoder_flops(model_config(name).vision) == pytest.approx(counted, rel=0.08)
     assert counted == pytest.approx(jax.jit(function).lower(*args).cost_analysis()["flops"], rel=0.1)
 
 
 def test_published_operations() -> None:
     """torchvision says 4.09 G multiply-adds for its ResNet-50; open_clip's table 4.41 for ViT-B/32's image tower."""
-    assert scaling.encoder_flops(model_config("resnet50").vision) == pytest.approx(2 * 4.09e9, rel=0.01)
-    assert scaling.encoder_flops(model_config("ViT-B-32").vision) == pytest.approx(2 * 4.41e9, rel=0.02)
+    assert encoder_flops(model_config("resnet50").vision) == pytest.approx(2 * 4.09e9, rel=0.01)
+    assert encoder_flops(model_config("ViT-B-32").vision) == pytest.approx(2 * 4.41e9, rel=0.02)
 
 
 def test_the_study_is_all_models_on_all_pictures() -> None:

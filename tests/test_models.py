@@ -81,6 +81,45 @@ def test_scan_runs_every_block_once_and_in_order(training: bool) -> None:
     np.testing.assert_allclose(kept[1], outputs[1], rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["training", "remat", "evaluation"])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize(("causal", "token"), [(False, 0), (False, 2), (True, [6, 0, 3])])
+def test_one_token_is_that_of_all_and_so_are_its_gradients(
+    causal: bool, token: int | list[int], depth: int, mode: str
+) -> None:
+    """The last block computes it alone, and every other block runs once: the oracle is the row of the whole output."""
+    options = {"activation": "gelu", "eps": 1e-5, "causal": causal, "layer_scale": True, "dtype": jnp.dtype("float32")}
+    remat = mode == "remat"
+    stack = randomized(nnx.eval_shape(lambda: Transformer(48, depth, 3, 96, remat=remat, rngs=nnx.Rngs(0), **options)))
+    stack.eval() if mode == "evaluation" else stack.train()
+    graph, state = nnx.split(stack)
+    x, weights = jax.random.normal(jax.random.key(2), (3, 7, 48)), jax.random.normal(jax.random.key(3), (3, 48))
+    token = jnp.asarray(token) if causal else token
+
+    def alone(state: nnx.State, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(x, token=token)[0]
+
+    def kept(state: nnx.State, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(x, layers=(depth,), token=token)[0]
+
+    def row(state: nnx.State, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(x)[0][jnp.arange(3), token]
+
+    def value_and_gradients(function: Callable[..., jax.Array]) -> list[jax.Array]:
+        def total(state: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = function(state, x)
+            return jnp.sum(weights * y), y
+
+        (_, y), gradients = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(state, x)
+        return [y, *jax.tree.leaves(gradients)]
+
+    assert alone(state, x).shape == (3, 48)
+    want = value_and_gradients(row)
+    for function in (alone, kept):
+        for a, b in zip(value_and_gradients(function), want, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
 @pytest.mark.parametrize("n", [2, 7, 12])
 @pytest.mark.parametrize("vision", [TINY, config.ResNet(32, (1, 1), 8, block="basic")], ids=["vit", "resnet"])
 def test_a_batch_is_encoded_as_its_pictures_alone(
@@ -174,7 +213,7 @@ def test_layers_are_those_of_the_same_forward_pass(images: jax.Array) -> None:
         assert len(none) == 0 and len(kept) == 2
         np.testing.assert_allclose(asked, plain, rtol=1e-6)
         if isinstance(vision, config.ViT):
-            np.testing.assert_allclose(pool(tower, kept[0]) @ tower.projection[...], plain, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(pool(tower, kept[0][:, 0]) @ tower.projection[...], plain, rtol=1e-5, atol=1e-5)
         elif isinstance(vision, config.CLIPResNet):
             np.testing.assert_allclose(pool(tower, kept[0]), plain, rtol=1e-5, atol=1e-5)
         else:
@@ -274,6 +313,30 @@ def test_attention_and_its_gradients_are_jaxs(tokens: int, causal: bool) -> None
         np.testing.assert_allclose(a, b, atol=3e-4 * float(jnp.abs(b).max()))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_one_query_and_its_gradients_are_jaxs(masked: bool) -> None:
+    """Of projected keys and values, with biases of both: that of keys changes nothing."""
+    rng = np.random.default_rng(0)
+    n, t, heads, d, w = 3, 7, 2, 8, 12
+    shapes = [(n, heads, d), (n, t, w), (w, heads * d), (w, heads * d), (heads * d,)]
+    inputs = [jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in shapes]
+    key_bias, weights = (jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in ((heads * d,), (n, heads * d)))
+    seen = jnp.asarray(rng.random((n, t)) < 0.6).at[:, 2].set(True) if masked else None
+
+    def oracle(query, x, key, value, value_bias):
+        k, v = ((x @ m + b).reshape(n, t, heads, d) for m, b in ((key, key_bias), (value, value_bias)))
+        mask = None if seen is None else seen[:, None, None]
+        return jax.nn.dot_product_attention(query[:, None], k, v, mask=mask).reshape(n, -1)
+
+    def ours(*inputs):
+        return layers.attention_of_one(*inputs, seen)
+
+    np.testing.assert_allclose(ours(*inputs), oracle(*inputs), rtol=1e-4, atol=1e-4)
+    gradients = [jax.grad(lambda *a, f=f: jnp.sum(weights * f(*a)), range(5))(*inputs) for f in (ours, oracle)]
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_no_token_attends_to_padding(causal: bool) -> None:
     """On a GPU an odd number of tokens is padded in training: what stands there must not reach the others."""
@@ -285,7 +348,10 @@ def test_no_token_attends_to_padding(causal: bool) -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_what_an_nvidia_gpu_computes_is_the_same(causal: bool, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("token", [None, 0])
+def test_what_an_nvidia_gpu_computes_is_the_same(
+    token: int | None, causal: bool, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """There, queries, keys and values are products of their own, and odd numbers of tokens are padded for gradients, in
     training throughout. All that is missing here is cuDNN's attention, for which JAX's own stands.
     """
@@ -301,8 +367,8 @@ def test_what_an_nvidia_gpu_computes_is_the_same(causal: bool, training: bool, m
         return jaxs(*args, **kwargs)
 
     def total(state: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y, kept = nnx.merge(graph, state)(x, layers=(2,))
-        return jnp.sum(weights * (y + kept[0])), y
+        y, kept = nnx.merge(graph, state)(x, layers=(2,), token=token)
+        return jnp.sum(weights * ((y if token is None else y[:, None]) + kept[0])), y
 
     def gradients() -> list[jax.Array]:
         return jax.tree.leaves(jax.jit(lambda *of: jax.value_and_grad(total, (0, 1), has_aux=True)(*of))(state, x))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxclip import config
 from jaxclip.models.convolutions import conv
-from jaxclip.models.layers import BatchNorm, Linear, interpolate_positions, joined
+from jaxclip.models.layers import BatchNorm, Linear, attention_of_one, interpolate_positions, joined
 
 EXPANSION = 4
 
@@ -63,8 +63,9 @@ class AttentionPool(nnx.Module):
         mean = x.mean(axis=1, keepdims=True, dtype=jnp.float32).astype(self.dtype)
         x = jnp.concatenate([mean, x], axis=1)
         x = x + interpolate_positions(self.positions[...], (grid[0], grid[1])).astype(self.dtype)
-        q, k, v = (a.reshape(n, -1, self.heads, c // self.heads) for a in (self.q(x[:, :1]), self.k(x), self.v(x)))
-        return self.out(jax.nn.dot_product_attention(q, k, v).reshape(n, c))
+        query = self.q(x[:, 0]).reshape(n, self.heads, -1)
+        key, value, bias = self.k.kernel[...], self.v.kernel[...], self.v.bias[...]  # type: ignore[index]
+        return self.out(attention_of_one(query, x, key, value, bias))
 
 
 class CLIPResNet(nnx.Module):

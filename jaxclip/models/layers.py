@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -112,6 +112,37 @@ def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
 
 
 product.defvjp(lambda x, kernel: (multiply(x, kernel), (x, kernel)), _product_backward)
+
+
+def attention_of_one(
+    query: Float[Array, "n h d"],
+    x: Float[Array, "n t w"],
+    key: Float[Array, "w h*d"],
+    value: Float[Array, "w h*d"],
+    value_bias: Float[Array, " h*d"],
+    seen: Bool[Array, "#n t"] | None = None,
+) -> Float[Array, "n h*d"]:
+    """Multi-head attention with one query in each row, which needs no token's key or value; float32.
+
+    Since (x K) q = x (K q) and a (x V) = (a x) V, the query is multiplied by the keys' kernel, and the mean of the
+    tokens that it attends to by the values': the same function, and no product of all tokens with a square matrix. A
+    bias of keys adds the same number to all of a query's logits, which no softmax sees.
+
+    Args:
+        query: In heads.
+        x: What keys and values are linear maps of.
+        key: The keys' kernel.
+        value: The values' kernel.
+        value_bias: Their bias.
+        seen: The tokens that the query sees; None for all.
+    """
+    n, heads, width = query.shape
+    query, x = query.astype(jnp.float32), x.astype(jnp.float32)
+    asked = jnp.einsum("nhd,whd->nhw", query, key.reshape(-1, heads, width))
+    logits = jnp.einsum("nhw,ntw->nht", asked, x) * width**-0.5
+    weights = jax.nn.softmax(logits if seen is None else jnp.where(seen[:, None], logits, -jnp.inf))
+    mean = jnp.einsum("nht,ntw->nhw", weights, x)
+    return jnp.einsum("nhw,whd->nhd", mean, value.reshape(-1, heads, width)).reshape(n, -1) + value_bias
 
 
 def joined(

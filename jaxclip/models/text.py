@@ -43,7 +43,6 @@ class Text(nnx.Module):
     def __call__(self, tokens: Int[Array, "n t"]) -> Float[Array, "n d"]:
         """Encodes token ids, padded to the context length."""
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]].astype(self.dtype)
-        x, _ = self.transformer(x)
         match self.cfg.pool:
             case "argmax":
                 position = jnp.argmax(tokens, axis=1)
@@ -53,4 +52,5 @@ class Text(nnx.Module):
                 position = jnp.zeros(len(tokens), int)
             case "last":
                 position = jnp.full(len(tokens), tokens.shape[1] - 1)
-        return self.projection(self.norm_post(x[jnp.arange(len(tokens)), position]))
+        x, _ = self.transformer(x, token=position)
+        return self.projection(self.norm_post(x))

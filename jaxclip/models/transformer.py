@@ -8,9 +8,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxclip.models.layers import LayerNorm, Linear, activate, apart, each_part, together
+from jaxclip.models.layers import LayerNorm, Linear, activate, apart, attention_of_one, each_part, together
 
 QUERIES = 256
 """Of so many at once XLA's CPU backend computes attention in one loop (``benchmarks/NOTES.md``)."""
@@ -115,10 +115,32 @@ class Block(nnx.Module):
         shape = x.shape
         x = x.reshape(-1, shape[-1])
         q, k, v = (a.reshape(*shape[:2], self.heads, -1) for a in self.qkv.parts(self.norm1(x), 3))
-        attended = self.out(attention(q, k, v, self.causal, tokens).reshape(x.shape))
+        return self._residual(x, attention(q, k, v, self.causal, tokens).reshape(x.shape)).reshape(shape)
+
+    def of_one(self, x: Float[Array, "n t w"], tokens: int, token: Int[Array, " n"] | int) -> Float[Array, "n w"]:
+        """The same of one token in each row: what the others would become is not computed."""
+        y = self.norm1(x)
+        query, key, value = jnp.split(self.qkv.kernel[...], 3, axis=1)
+        query_bias, _, value_bias = jnp.split(self.qkv.bias[...], 3)  # type: ignore[index]
+        q = (one_of(y, token) @ query + query_bias).reshape(len(x), self.heads, -1)
+        place = jnp.arange(x.shape[1])
+        seen = place <= jnp.reshape(token, (-1, 1)) if self.causal else (place < tokens)[None]
+        attended = attention_of_one(q, y, key, value, value_bias, seen)
+        return self._residual(one_of(x, token), attended.astype(x.dtype))
+
+    def _residual(self, x: Float[Array, "n w"], attended: Float[Array, "n w"]) -> Float[Array, "n w"]:
+        """What follows the attention, token by token."""
+        attended = self.out(attended)
         x = x + (attended if self.scale1 is None else attended * self.scale1[...].astype(x.dtype))
         hidden = self.mlp_out(activate(self.activation, self.mlp_in(self.norm2(x))))
-        return (x + (hidden if self.scale2 is None else hidden * self.scale2[...].astype(x.dtype))).reshape(shape)
+        return x + (hidden if self.scale2 is None else hidden * self.scale2[...].astype(x.dtype))
+
+
+def one_of(x: Float[Array, "n t w"], token: Int[Array, " n"] | int) -> Float[Array, "n w"]:
+    """The token of each row with the number ``token``, or that of its own."""
+    if isinstance(token, int):
+        return x[:, token]
+    return jnp.take_along_axis(x, token[:, None, None], axis=1)[:, 0]
 
 
 class Transformer(nnx.Module):
@@ -127,7 +149,7 @@ class Transformer(nnx.Module):
     One block is compiled, whatever the depth; but in training the scan is unrolled, which spares it buffers of zeros,
     copies, and what XLA would rather compute again. ``remat`` recomputes each block's activations in the backward pass,
     and keeps the scan. In evaluation on a CPU, each block takes a large batch in parts, whose activations stay in the
-    caches.
+    caches. Where one token of the output is all that is read, the last block computes that one alone.
     """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_width: int, *, remat: bool, rngs: nnx.Rngs, **block):
@@ -140,41 +162,60 @@ class Transformer(nnx.Module):
         self.depth, self.remat = depth, remat
 
     def __call__(
-        self, x: Float[Array, "n t w"], layers: Sequence[int] = ()
-    ) -> tuple[Float[Array, "n t w"], Float[Array, "l n t w"]]:
+        self, x: Float[Array, "n t w"], layers: Sequence[int] = (), token: Int[Array, " n"] | int | None = None
+    ) -> tuple[Float[Array, "n t w"] | Float[Array, "n w"], Float[Array, "l n t w"]]:
         """Runs the blocks.
 
         Args:
             x: Embedded tokens.
             layers: Which blocks' outputs to keep, counted from 1.
+            token: Of each row, or of all, the token whose output is wanted; None for all tokens.
 
         Returns:
-            The last block's output, and the kept outputs in the order of ``layers``. Only these are held in memory.
+            The last block's output, of ``token`` where it is given; and the kept outputs in the order of ``layers``.
+            Only these are held in memory.
         """
         training, (n, tokens, width) = not self.blocks.qkv.deterministic, x.shape
         if training and has_flash_attention(x.dtype, width // self.blocks.heads):
             x = jnp.pad(x, ((0, 0), (0, tokens % 2), (0, 0)))  # once, not in the attention of every block
-        run = functools.partial(self._run, tuple(layers), tokens, self.depth if training and not self.remat else 1)
+        graph, stacked = nnx.split(self.blocks)
+        alone = token is not None and self.depth not in layers
+        count = self.depth - 1 if alone else self.depth
+        first, last = _parted(stacked, count)
+        slots = jnp.array([layers.index(i) if i in layers else len(layers) for i in range(1, count + 1)], int)
+
+        def run(at_once: int, x: Array) -> tuple[Array, Array]:
+            def step(carry, inputs):
+                x, kept = carry
+                block, slot = inputs
+                if not training:  # of all blocks, as a part of them would be copied
+                    block = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, block, keepdims=False), stacked)
+                x = each_part(functools.partial(nnx.merge(graph, block), tokens=tokens), x)
+                if layers:
+                    kept = kept.at[slot].set(x, mode="drop")  # the slot past the end is for the blocks not asked for
+                return (x, kept), None
+
+            step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+            x = apart(x, at_once)
+            kept = jnp.zeros((len(layers), *x.shape), x.dtype)
+            unroll = count if training and not self.remat else 1
+            xs = first if training else jnp.arange(count)
+            (x, kept), _ = jax.lax.scan(step, (x, kept), (xs, slots), unroll=max(unroll, 1))
+            return together(x), jax.vmap(together)(kept)
+
         on_cpu = functools.partial(run, n if training else max(1, TOKENS // tokens))
         x, kept = jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(run, n))
-        return x[:, :tokens], kept[:, :, :tokens]
+        if token is None:
+            x = x[:, :tokens]
+        elif alone:
+            x = nnx.merge(graph, jax.tree.map(lambda a: a[0], last)).of_one(x, tokens, token)
+        else:
+            x = one_of(x, token)
+        return x, kept[:, :, :tokens]
 
-    def _run(
-        self, layers: tuple[int, ...], tokens: int, unroll: int, at_once: int, x: Float[Array, "n t w"]
-    ) -> tuple[Float[Array, "n t w"], Float[Array, "l n t w"]]:
-        graph, stacked = nnx.split(self.blocks)
-        slots = jnp.array([layers.index(i) if i in layers else len(layers) for i in range(1, self.depth + 1)])
 
-        def step(carry, inputs):
-            x, kept = carry
-            block, slot = inputs
-            x = each_part(functools.partial(nnx.merge(graph, block), tokens=tokens), x)
-            if layers:
-                kept = kept.at[slot].set(x, mode="drop")  # the slot past the end is for the blocks not asked for
-            return (x, kept), None
-
-        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
-        x = apart(x, at_once)
-        kept = jnp.zeros((len(layers), *x.shape), x.dtype)
-        (x, kept), _ = jax.lax.scan(step, (x, kept), (stacked, slots), unroll=unroll)
-        return together(x), jax.vmap(together)(kept)
+def _parted(stacked: nnx.State, count: int) -> list[nnx.State]:
+    """The first ``count`` blocks, and the rest: a split, whose gradient is a concatenation."""
+    leaves, tree = jax.tree.flatten(stacked)
+    parts = [jax.lax.split(a, (count, len(a) - count)) for a in leaves]
+    return [jax.tree.unflatten(tree, part) for part in zip(*parts, strict=True)]

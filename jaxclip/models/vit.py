@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxclip import config
-from jaxclip.models.layers import LayerNorm, Linear, interpolate_positions
+from jaxclip.models.layers import LayerNorm, Linear, attention_of_one, interpolate_positions
 from jaxclip.models.transformer import Transformer
 
 
@@ -68,18 +68,23 @@ class ViT(nnx.Module):
         x = x + interpolate_positions(self.positions[...], grid).astype(self.dtype)
         if self.norm_pre is not None:
             x = self.norm_pre(x)
-        x, kept = self.transformer(x, layers)
+        x, kept = self.transformer(x, layers, token=0 if self.cfg.pool == "class" else None)
         x = self.pool(x)
         return (x if self.projection is None else x @ self.projection[...].astype(self.dtype)), list(kept)
 
-    def pool(self, x: Float[Array, "n t w"]) -> Float[Array, "n v"]:
-        """One normalised token for each image: the class token, the mean of the patches, or attentional pooling."""
+    def pool(self, x: Float[Array, "n t w"] | Float[Array, "n w"]) -> Float[Array, "n v"]:
+        """One normalised token for each image: the class token, the mean of the patches, or attentional pooling.
+
+        Args:
+            x: The class token where it is what is pooled; else all tokens.
+        """
         if self.attention_pool is not None:
             return self.norm_post(self.attention_pool(x))
-        if not self.cfg.norm_after_pool:
-            x = self.norm_post(x[:, :1] if self.cfg.pool == "class" else x)
-        x = x[:, 0] if self.cfg.pool == "class" else x[:, 1:].mean(axis=1)
-        return self.norm_post(x) if self.cfg.norm_after_pool else x
+        if self.cfg.pool == "class":
+            return self.norm_post(x)
+        if self.cfg.norm_after_pool:
+            return self.norm_post(x[:, 1:].mean(axis=1))
+        return self.norm_post(x)[:, 1:].mean(axis=1)
 
 
 class AttentionPool(nnx.Module):
@@ -101,7 +106,7 @@ class AttentionPool(nnx.Module):
 
     def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n v"]:
         """The first query's output."""
-        n, x = x.shape[0], self.norm_kv(x)
-        query = jnp.broadcast_to(self.q(self.norm_q(self.queries[:1])), (n, 1, self.q.out_features))
-        q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (query, self.k(x), self.v(x)))
-        return self.out(jax.nn.dot_product_attention(q, k, v).reshape(n, -1))
+        query = jnp.broadcast_to(self.q(self.norm_q(self.queries[:1])), (len(x), self.q.out_features))
+        query, x = query.reshape(len(x), self.heads, -1), self.norm_kv(x)
+        key, value, bias = self.k.kernel[...], self.v.kernel[...], self.v.bias[...]  # type: ignore[index]
+        return self.out(attention_of_one(query, x, key, value, bias))
