@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +195,10 @@ class Transformer(nnx.Module):
                     kept = kept.at[slot].set(x, mode="drop")  # the slot past the end is for the blocks not asked for
                 return (x, kept), None
 
-            step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+            if self.remat:
+                step = jax.checkpoint(step, prevent_cse=False)
+            elif not training:  # a gradient takes the blocks' parameters anew, rather than keep a second stack of them
+                step = jax.checkpoint(step, prevent_cse=False, policy=_all_but_slices)
             x = apart(x, at_once)
             kept = jnp.zeros((len(layers), *x.shape), x.dtype)
             unroll = count if training and not self.remat else 1
@@ -212,6 +215,10 @@ class Transformer(nnx.Module):
         else:
             x = one_of(x, token)
         return x, kept[:, :, :tokens]
+
+
+def _all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name not in ("dynamic_slice", "squeeze", "reshape")
 
 
 def _parted(stacked: nnx.State, count: int) -> list[nnx.State]:
