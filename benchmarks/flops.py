@@ -17,9 +17,10 @@ from jaxclip.models import clip, text
 def encoder_flops(vision: Vision) -> int:
     """Operations of encoding one picture by CLIP's or a supervised tower, with all tokens in every block.
 
-    jaxclip leaves out what cannot change the result: in a ViT's last block all but the class token, and the keys and
-    values of an attention that has one query.
+    Not by one with CoCa's attentional pool. jaxclip leaves out what cannot change the result: in a ViT's last block all
+    but the class token, and the keys and values of an attention that has one query.
     """
+    assert not isinstance(vision, ViT) or vision.pool != "attention"
     cfg = ModelConfig("one", vision, Preprocess(vision.image_size), num_classes=1)
     graph, state = nnx.split(clip.abstract(cfg))
     layers = (vision.layers,) if isinstance(vision, ViT) else ()  # to keep its output is to compute all of it

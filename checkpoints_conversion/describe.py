@@ -38,11 +38,14 @@ def describe(configs: dict[str, Any], name: str) -> ModelConfig | None:
         return config.from_open_clip(configs["open_clip_config.json"], name, "open_clip_config.json")
     data = configs.get("config.json", {})
     pixels = configs.get("preprocessor_config.json", {})
+    for file, content in configs.items():
+        if not isinstance(content, dict):
+            raise InputError(f"{file} is {content!r}, not a JSON object")
     if "architecture" in data and "pretrained_cfg" in data:
         return config.checked("config.json", lambda: _timm(data, name))
     if "model_type" not in data:
         return None
-    if data["model_type"] not in _HF_MODELS:
+    if data["model_type"] not in list(_HF_MODELS):
         raise InputError(f"config.json: model_type {data['model_type']!r} is not one of {', '.join(_HF_MODELS)}")
     where = "config.json" + (" with preprocessor_config.json" if pixels else "")
     return config.checked(where, lambda: _HF_MODELS[data["model_type"]](data, pixels, name))

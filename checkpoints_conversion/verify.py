@@ -1,7 +1,7 @@
 """Runs the source, in its own library, and the converted checkpoint on the same images, and measures the gap."""
 
 import dataclasses
-import importlib.util
+import importlib
 import os
 
 import jax.numpy as jnp
@@ -98,10 +98,14 @@ def sample_crops(config: ModelConfig, n: int = 8, seed: int = 0) -> np.ndarray:
 
 
 def check_libraries() -> None:
-    """Raises an InputError where the reference libraries are not installed."""
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"--verify needs {', '.join(missing)}, not installed here: pip install jaxclip[parity]")
+    """Raises an InputError where one of the reference libraries, of whatever format, is not installed or not whole."""
+    for name in LIBRARIES:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a library that does not fit another raises what it likes
+            raise InputError(
+                f"--verify needs {name}, which cannot be imported ({error}): pip install jaxclip[parity]"
+            ) from None
 
 
 def verify(source: str | os.PathLike, checkpoint: str | os.PathLike) -> list[Difference]:

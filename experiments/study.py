@@ -106,6 +106,11 @@ class Study:
     results: Path = Path("report/results")
     note: str = ""
 
+    def __post_init__(self):
+        for name in self.sets:
+            if plain_name(name) != name:
+                raise InputError(f"the study's set {name!r} is called {plain_name(name)!r} everywhere: call it so")
+
     @property
     def sets(self) -> tuple[str, ...]:
         """Every data set's name."""

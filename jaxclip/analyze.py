@@ -628,12 +628,13 @@ def by_set(stores: Iterable[Representations]) -> dict[str, Representations]:
         stores: As :func:`finished` sorts them: of two types of one set the first, float32, is taken.
 
     Raises:
-        InputError: Two of one type are of one set: which of them is meant cannot be known.
+        InputError: Two of one set are of one type, or of different pictures: which is meant cannot be known.
     """
     found: dict[str, Representations] = {}
     for stored in stores:
         other = found.setdefault(plain_name(stored.name), stored)
-        if other is not stored and other.dtype == stored.dtype:
+        one, two = (s.manifest["identity"]["data"] for s in (other, stored))
+        if other is not stored and (other.dtype == stored.dtype or one != two):
             raise InputError(
                 f"{other.folder} and {stored.folder} are both of {stored.name}, by one model: name the folder of one "
                 "before the store, or move the other out of it"

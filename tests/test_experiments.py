@@ -205,6 +205,8 @@ def test_two_stores_of_one_set_are_refused(made: Study, tmp_path: Path) -> None:
     study = dataclasses.replace(made, store=tmp_path / "store", results=tmp_path)
     with pytest.raises(InputError, match="are both of imagenet_v2, by one model"):
         _ = study.stored
+    with pytest.raises(InputError, match="'imagenet-r' is called 'imagenet_r' everywhere"):
+        dataclasses.replace(study, shifts=("imagenet-r",))
     manifest = json.loads((second / MANIFEST).read_text())
     for called, known in (("imagenet-a", "imagenet_a"), ("my pictures", None)):
         manifest["data"]["name"] = called

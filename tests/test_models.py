@@ -233,6 +233,23 @@ def test_rematerialisation_changes_no_value_and_no_gradient(images: jax.Array) -
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()) + 1e-12)
 
 
+def test_gradients_keep_no_second_stack_of_parameters() -> None:
+    """Of the pixels in evaluation, of the parameters with remat: its memory is why one trains with it."""
+    vision = dataclasses.replace(TINY, width=192, heads=3, mlp_width=768, layers=12)
+    images = jnp.zeros((1, 32, 32, 3))
+
+    def temporary(remat: bool, argnum: int) -> int:
+        module = build(vision, remat=remat)
+        module.train() if remat else module.eval()
+        graph, state = nnx.split(module)
+        total = jax.grad(lambda s, x: nnx.merge(graph, s).encode_image(x)[0].sum(), argnum)
+        return jax.jit(total).lower(state, images).compile().memory_analysis().temp_size_in_bytes
+
+    stack = 12 * 12 * 192**2 * 4
+    assert temporary(remat=False, argnum=1) < 0.5 * stack
+    assert temporary(remat=True, argnum=0) < 0.5 * stack
+
+
 @pytest.mark.parametrize(
     "vision",
     [TINY, dataclasses.replace(TINY, pool="average"), config.CLIPResNet(32, (1, 2, 1, 1), 16, 8, 24),

@@ -149,7 +149,8 @@ class Transformer(nnx.Module):
     One block is compiled, whatever the depth; but in training the scan is unrolled, which spares it buffers of zeros,
     copies, and what XLA would rather compute again. ``remat`` recomputes each block's activations in the backward pass,
     and keeps the scan. In evaluation on a CPU, each block takes a large batch in parts, whose activations stay in the
-    caches. Where one token of the output is all that is read, the last block computes that one alone.
+    caches. Where one token of the output is all that is read, the last block computes that one alone, for the whole
+    batch at once (but not in training with ``remat``).
     """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_width: int, *, remat: bool, rngs: nnx.Rngs, **block):
@@ -179,7 +180,8 @@ class Transformer(nnx.Module):
         if training and has_flash_attention(x.dtype, width // self.blocks.heads):
             x = jnp.pad(x, ((0, 0), (0, tokens % 2), (0, 0)))  # once, not in the attention of every block
         graph, stacked = nnx.split(self.blocks)
-        alone = token is not None and self.depth not in layers
+        # Under remat the blocks stay one stack: a part of it would be copied, at the cost of what remat saves.
+        alone = token is not None and self.depth not in layers and not (training and self.remat)
         count = self.depth - 1 if alone else self.depth
         first, last = _parted(stacked, count)
         slots = jnp.array([layers.index(i) if i in layers else len(layers) for i in range(1, count + 1)], int)

@@ -63,6 +63,7 @@ class Classes:
         if self.mix is not None:
             images, targets = self.mix(key, images, jax.nn.one_hot(targets, model.head.out_features))
         h, _ = model.encode_image(images)
-        logits = model.head(losses.unit(h) if self.unit else h)
+        with jax.default_matmul_precision("highest"):  # as in evaluation: the head is float32
+            logits = model.head(losses.unit(h) if self.unit else h)
         right = jnp.argmax(logits, axis=1) == (targets if targets.ndim == 1 else jnp.argmax(targets, axis=1))
         return losses.cross_entropy(logits, targets, self.smoothing), {"accuracy": right.mean()}
