@@ -16,7 +16,7 @@ from checkpoints_conversion.sources import Weights, open_weights
 from jaxclip import checkpoint, registry
 from jaxclip.config import ModelConfig
 from jaxclip.errors import InputError
-from jaxclip.files import occupied
+from jaxclip.files import check_free
 from jaxclip.models import clip
 from jaxclip.progress import progress
 
@@ -41,8 +41,7 @@ def convert(
         InputError: The source cannot be read, is of another model, or has a tensor too many, too few or misshapen.
     """
     out = Path(out)
-    if occupied(out) and not overwrite:
-        raise InputError(f"{out} exists already: name another folder, or pass --overwrite")
+    check_free(out, overwrite)
     config = None if model is None else registry.model_config(model)
     digest = None
     if source is None:

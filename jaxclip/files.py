@@ -41,6 +41,12 @@ def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
         raise
 
 
+def check_free(path: str | os.PathLike, overwrite: bool) -> None:
+    """Raises an InputError where a command would replace what is there, before it does any work."""
+    if occupied(path) and not overwrite:
+        raise InputError(f"{path} exists already: name another folder, or pass --overwrite")
+
+
 def occupied(path: str | os.PathLike) -> bool:
     """Whether there is anything but an empty folder, which a new folder would replace."""
     path = Path(path)

@@ -43,14 +43,15 @@ class Text(nnx.Module):
     def __call__(self, tokens: Int[Array, "n t"]) -> Float[Array, "n d"]:
         """Encodes token ids, padded to the context length."""
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]].astype(self.dtype)
+        position: Int[Array, " n"] | int
         match self.cfg.pool:
             case "argmax":
                 position = jnp.argmax(tokens, axis=1)
             case "eos":
                 position = jnp.argmax(tokens == self.cfg.eos_id, axis=1)
             case "first":
-                position = jnp.zeros(len(tokens), int)
+                position = 0
             case "last":
-                position = jnp.full(len(tokens), tokens.shape[1] - 1)
+                position = tokens.shape[1] - 1
         x, _ = self.transformer(x, token=position)
         return self.projection(self.norm_post(x))

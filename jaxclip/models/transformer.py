@@ -220,6 +220,7 @@ class Transformer(nnx.Module):
 
 
 def _all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
+    """What a gradient keeps: not a slice, nor what only changes its shape."""
     return primitive.name not in ("dynamic_slice", "squeeze", "reshape")
 
 
