@@ -11,18 +11,22 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 
-def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """``function`` with ``slope`` for its derivative, which shares no expression with it.
-
-    What both would share, XLA's CPU backend writes out in the forward pass and reads in the backward pass.
-    """
-    given = jax.custom_jvp(function)
-    given.defjvp(lambda primals, tangents: (given(*primals), slope(*primals) * tangents[0]))
-    return given
+def _gelu(x: Array) -> Array:
+    """By erf, as PyTorch: jax.nn's erfc takes a CPU twice as long."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 def _gelu_slope(x: Array) -> Array:
     return 0.5 * (1 - jax.lax.erf(x * -(0.5**0.5))) + x * jnp.exp(-0.5 * x * x) * (2 * math.pi) ** -0.5
+
+
+def _gelu_tanh_slope(x: Array) -> Array:
+    rest = jax.nn.sigmoid(-(_ROOT * x * (2 + 2 * _CUBE * x * x)))
+    return (1 - rest) * (1 + rest * x * _ROOT * (2 + 6 * _CUBE * x * x))
+
+
+_ROOT, _CUBE = (2 / math.pi) ** 0.5, 0.044715
+"""Of the tanh form of GELU (Hendrycks and Gimpel 2016): ``x / 2 (1 + tanh(root (x + cube x³)))``."""
 
 
 def _quick_gelu_slope(x: Array) -> Array:
@@ -30,17 +34,45 @@ def _quick_gelu_slope(x: Array) -> Array:
     return (1 - rest) * (1 + 1.702 * x * rest)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    # by erf, as PyTorch: jax.nn's erfc takes a CPU twice as long
-    "gelu": _with_slope(lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)), _gelu_slope),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": _with_slope(lambda x: x * jax.nn.sigmoid(1.702 * x), _quick_gelu_slope),
+ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "gelu": (_gelu, _gelu_slope),
+    "gelu_tanh": (functools.partial(jax.nn.gelu, approximate=True), _gelu_tanh_slope),
+    "quick_gelu": (lambda x: x * jax.nn.sigmoid(1.702 * x), _quick_gelu_slope),
 }
+"""Each with its derivative, which shares no expression with it: what both would share, XLA's CPU backend writes out in
+the forward pass and reads in the backward pass."""
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def activate(name: str, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """One of ``ACTIVATIONS``, computed in float32 whatever the type of ``x``."""
-    return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
+    """One of ``ACTIVATIONS``, computed in float32 whatever the type of ``x``.
+
+    But on an NVIDIA GPU in 16 bits both GELUs have the tanh form, and in the type of ``x``: so cuBLAS computes them,
+    from its float32 sums, within the product before. The two are 5e-4 apart at most (``benchmarks/NOTES.md``).
+    """
+
+    def wide(x: Array) -> Array:
+        return ACTIVATIONS[name][0](x.astype(jnp.float32)).astype(x.dtype)
+
+    if _within_product(name, x):
+        return jax.lax.platform_dependent(x, cuda=ACTIVATIONS["gelu_tanh"][0], default=wide)
+    return wide(x)
+
+
+@activate.defjvp
+def _activate_jvp(name: str, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    wide, slope = x.astype(jnp.float32), ACTIVATIONS[name][1]
+    if _within_product(name, x):
+        along = jax.lax.platform_dependent(wide, cuda=ACTIVATIONS["gelu_tanh"][1], default=slope)
+    else:
+        along = slope(wide)
+    return activate(name, x), (along * tangent.astype(jnp.float32)).astype(x.dtype)
+
+
+def _within_product(name: str, x: Array) -> bool:
+    """Whether cuBLAS has this activation."""
+    return x.dtype != jnp.float32 and name in ("gelu", "gelu_tanh")
 
 
 class Linear(nnx.Linear):
