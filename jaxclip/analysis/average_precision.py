@@ -177,7 +177,7 @@ def _average_precision(
                 ranked = (totals[concept][:, None] if others else n) - ranked
             precision = jnp.where(images < n, hits / ranked, 0)
             with jax.enable_x64(True):  # whole numbers: a GPU adds in any order, which rounds floats differently
-                fixed = (precision.sum(1) * 2.0**38).astype(jnp.int64)  # of at most n < 2**24 ones: no overflow
+                fixed = (precision * 2.0**38).astype(jnp.int64).sum(1)  # of at most n < 2**24 ones: no overflow
                 sums = jax.ops.segment_sum(fixed, concept, len(counts[0]), indices_are_sorted=True)
                 sums = sums.astype(jnp.float32) * 2.0**-38
             return sums / jnp.maximum(counts[0], 1)
