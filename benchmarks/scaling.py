@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu
 from benchmarks.contest import Functions, alone, process
 from benchmarks.peers import CONVERTED, IMAGES, Peer, make
 
@@ -27,8 +26,10 @@ PICTURES = {
     "imagenet": 50_000, "imagenet_v2": 10_000, "imagenet_r": 30_000, "imagenet_sketch": 50_889, "objectnet": 18_574,
     "imagenet_a": 7_500, "broden": 63_305,
 }  # fmt: skip
-PEAK = {"one H100": gpu.PEAK["NVIDIA H100 80GB HBM3"], "one v5e-8": 8 * 197e12}
-"""Dense bfloat16 FLOP/s, from the data sheets."""
+H100 = {"ViT": 509e12, "ResNet": 252e12}
+"""FLOP/s of encoding in bfloat16 as measured: ViT-B/32 by `benchmarks/gpu.py`, CLIP's RN50 in `benchmarks/NOTES.md`."""
+PEAK = 8 * 197e12
+"""Dense bfloat16 FLOP/s of a v5e-8, from the data sheet."""
 UTILISATION = 0.4
 DECODED = 271
 """Full-size pictures that one core decodes and resizes in a second: `benchmarks/input_pipeline.py`, 542 on 2 cores."""
@@ -58,30 +59,35 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"| {label} | " + " | ".join(f"{speed:.3g}" for speed in speeds) + " |")
     result = next(iter(results.values()))
     rate = result["flop"] * result["devices"]["1"]
-    work, pictures, models = result["study"]["flop"], result["study"]["pictures"], result["study"]["models"]
-    hours = {name: work / (peak * UTILISATION) / 3600 for name, peak in PEAK.items()}
+    flop, pictures, models = result["study"]["flop"], result["study"]["pictures"], result["study"]["models"]
+    work = sum(flop.values())
+    minutes = sum(flop[kind] / H100[kind] for kind in flop) / 60
+    rates = " and ".join(f"{some / 1e12:.0f} TFLOP/s for {kind}s" for kind, some in H100.items())
     decode = models * pictures / DECODED / 3600
     lines += [
         "",
         f"The paper's whole study is {models} models on {pictures:,} pictures, {work:.2g} FLOP. At the rate measured "
-        f"here ({rate / 1e9:.0f} GFLOP/s) this machine takes {work / rate / 86400:.0f} days. **Estimates**, at "
-        f"{UTILISATION:.0%} of the data sheet's bfloat16 peak and not measured: "
-        + ", ".join(f"{name} {h * 60:.0f} minutes" for name, h in hours.items())
-        + f"; decoding the pictures for each model takes {decode:.0f} core hours beside, so that there decoding is the "
+        f"here ({rate / 1e9:.0f} GFLOP/s) this machine takes {work / rate / 86400:.0f} days; at the rates measured on "
+        f"an H100 in bfloat16 ({rates}) one takes {minutes:.0f} minutes. **An estimate**, at {UTILISATION:.0%} of the "
+        f"data sheet's bfloat16 peak and not measured: one v5e-8 {work / (PEAK * UTILISATION) / 60:.0f} minutes. "
+        f"Decoding the pictures for each model takes {decode:.0f} core hours beside, so that there decoding is the "
         "limit.",
     ]
     return "\n".join(lines)
 
 
 def study() -> dict[str, Any]:
-    """The paper's models and pictures, and the floating-point operations of encoding all with all."""
+    """The paper's models and pictures, and the floating-point operations of encoding all with all, by kind of model."""
     from benchmarks.flops import encoder_flops
-    from jaxclip import registry
+    from jaxclip import config, registry
 
     entries = [entry for entry in registry.table() if entry.paper and entry.group != "less-robust"]
     pictures = sum(PICTURES.values())
-    of_one = sum(encoder_flops(registry.model_config(entry.name).vision) for entry in entries)
-    return {"models": len(entries), "pictures": pictures, "flop": pictures * of_one}
+    flop = dict.fromkeys(H100, 0)
+    for entry in entries:
+        vision = registry.model_config(entry.name).vision
+        flop["ViT" if isinstance(vision, config.ViT) else "ResNet"] += pictures * encoder_flops(vision)
+    return {"models": len(entries), "pictures": pictures, "flop": flop}
 
 
 def _flop(label: str) -> int:

@@ -441,6 +441,31 @@ def test_activations_are_pytorchs(name: str) -> None:
     np.testing.assert_array_equal(layers.activate(name, half), rounded)
 
 
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "quick_gelu"])
+def test_cublas_gets_gelus_in_the_form_that_it_has(name: str) -> None:
+    """As lowered for NVIDIA: in bfloat16 GELUs are the tanh form, all in bfloat16, which XLA knows; nothing else is."""
+
+    def lowered(dtype: str, platform: str) -> str:
+        traced = jax.jit(functools.partial(layers.activate, name)).trace(jax.ShapeDtypeStruct((8,), dtype))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    within = name != "quick_gelu"
+    text = lowered("bfloat16", "cuda")
+    assert ("tanh" in text and "f32" not in text.replace("bf16", "")) == within, text
+    for dtype, platform in (("float32", "cuda"), ("bfloat16", "cpu")):
+        assert "f32" in lowered(dtype, platform), (dtype, platform)
+        assert ("erf" in lowered(dtype, platform)) == (name == "gelu"), (dtype, platform)
+
+
+def test_the_two_forms_of_gelu() -> None:
+    """No further apart than ``activate`` says, in value; in slope 1e-3."""
+    x = jnp.linspace(-12, 12, 100_001)
+    value, slope = layers.ACTIVATIONS["gelu"]
+    value_tanh, slope_tanh = layers.ACTIVATIONS["gelu_tanh"]
+    assert 4e-4 < jnp.abs(value(x) - value_tanh(x)).max() < 5e-4
+    assert 8e-4 < jnp.abs(slope(x) - slope_tanh(x)).max() < 1e-3
+
+
 def test_batch_norm_is_pytorchs_in_training_and_evaluation() -> None:
     """Output, all three gradients, and both running statistics (the variance is the unbiased one)."""
     torch = pytest.importorskip("torch")
