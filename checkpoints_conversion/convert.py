@@ -72,6 +72,7 @@ def convert(
             "sha256": weights.digest,
             "format": source_format,
             "jaxclip": jaxclip.__version__,
+            **({} if weights.revision is None else {"revision": weights.revision}),
         },
     )
     rows = tables.rows(source_format, config, weights.shapes)

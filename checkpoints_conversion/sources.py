@@ -37,7 +37,8 @@ class Weights:
         read: Name → the tensor as float32 (float16 and bfloat16 widened). A tensor can be read once: its memory is
             given back to the system where the format allows.
         configs: The JSON files that stood beside it (``config.json``, ``open_clip_config.json``, …), parsed.
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file; of several that an index names, of their digests one after the other.
+        revision: The commit, of what came from Hugging Face's hub.
     """
 
     path: Path
@@ -45,80 +46,96 @@ class Weights:
     read: Callable[[str], np.ndarray]
     configs: dict[str, Any]
     digest: str
+    revision: str | None = None
 
 
 def open_weights(source: str, expected_digest: str | None = None) -> Weights:
-    """Opens a file, a folder as Hugging Face lays it out, a hub id (``org/name``, ``hf-hub:org/name``) or a URL.
+    """Opens a file, a folder as Hugging Face lays it out, a hub id or a URL.
 
     Args:
-        source: What to open. Hub files go to Hugging Face's cache, URLs to ``~/.cache/jaxclip``.
+        source: What to open. A hub id is ``[hf-hub:]org/name[@revision]``, with the prefix also ``…:file``. Hub files
+            go to Hugging Face's cache, where they need no connection again, URLs to ``~/.cache/jaxclip``.
         expected_digest: SHA-256 that the file must have, where it is known.
 
     Raises:
         InputError: There is no such source, or it is not a file of weights; the message says what it is instead.
     """
-    path = _locate(source)
+    path, revision = _locate(source)
     folder = path.parent
-    if path.suffix == ".json":
-        index = _read_json(path).get("weight_map")
-        if not isinstance(index, dict):
-            raise InputError(f"{path} has no weight_map, so it is no index of weights: give the weights' own file")
-        files = sorted({folder / name for name in index.values()})
-    else:
-        files = [path]
+    files = [folder / name for name in _shards(path)] if path.suffix == ".json" else [path]
     for file in files:
         if not file.is_file():
             raise InputError(f"{file} is missing: {path} names it")
     opened = [_open_file(file) for file in files]
     shapes = {name: shape for shapes, _ in opened for name, shape in shapes.items()}
     readers = {name: read for shapes, read in opened for name in shapes}
-    digest = sha256(path)
+    digests = [sha256(file) for file in files]
+    digest = digests[0] if files == [path] else hashlib.sha256("".join(digests).encode()).hexdigest()
     if expected_digest is not None and digest != expected_digest:
         if path.is_relative_to(CACHE):
             path.unlink()  # the same command downloads it again
         raise InputError(f"{path} has SHA-256 {digest}, not {expected_digest}: download it again")
     configs = {name: _read_json(folder / name) for name in CONFIG_FILES if (folder / name).is_file()}
-    return Weights(path, shapes, lambda name: readers[name](name), configs, digest)
+    return Weights(path, shapes, lambda name: readers[name](name), configs, digest, revision)
 
 
-def _locate(source: str) -> Path:
+def _shards(index: Path) -> list[str]:
+    """The files that an index of weights names."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{index} has no weight_map, so it is no index of weights: give the weights' own file")
+    return sorted(set(names.values()))
+
+
+def _locate(source: str) -> tuple[Path, str | None]:
+    """The file of weights, downloaded where it is elsewhere, and the commit of one from the hub."""
     path = Path(source).expanduser()
     if path.is_dir():
         for name in WEIGHT_FILES:
             if (path / name).is_file():
-                return path / name
+                return path / name, None
         raise InputError(f"{path} holds no weights: none of {', '.join(WEIGHT_FILES)} is in it")
     if path.is_file():
-        return path
+        return path, None
     if source.startswith(("https://", "http://")):
-        return _download(source)
+        return _download(source), None
     hub_id = source.removeprefix("hf-hub:")
-    if source != hub_id or re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if source != hub_id or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
         return _from_hub(hub_id)
     raise InputError(f"{source} does not exist: give a file, a folder, a hub id (org/name) or a URL")
 
 
-def _from_hub(hub_id: str) -> Path:
+def _from_hub(hub_id: str) -> tuple[Path, str]:
+    """The best weights of a repository, with what they need beside them, all of one commit."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    repo, _, file = hub_id.partition(":")
+    place, _, file = hub_id.partition(":")
+    repo, _, revision = place.partition("@")
+    missing: list[EntryNotFoundError] = []
     try:
-        present = set(huggingface_hub.list_repo_files(repo))
-        wanted = [file] if file else [name for name in WEIGHT_FILES if name in present][:1]
-        if not wanted or wanted[0] not in present:
-            raise InputError(f"Hugging Face repository {repo} has no {file or 'weights that jaxclip reads'}")
-        if wanted[0].endswith(".index.json"):
-            wanted += [name for name in present if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
-        configs = [name for name in CONFIG_FILES if name in present]
-        for name in configs + wanted[::-1]:
-            path = huggingface_hub.hf_hub_download(repo, name)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        # This alone asks the hub which commit a revision is, and takes the cache's where the hub is not to be reached.
+        patterns = list(CONFIG_FILES)
+        commit = Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns)).name
+        for name in [file] if file else WEIGHT_FILES:
+            try:
+                path = Path(huggingface_hub.hf_hub_download(repo, name, revision=commit))
+            except EntryNotFoundError as error:
+                missing.append(error)
+                continue
+            if path.suffix == ".json":
+                for shard in _shards(path):
+                    huggingface_hub.hf_hub_download(repo, shard, revision=commit)
+            return path, commit
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise InputError(
-            f"Hugging Face repository {repo} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "for a local file, check the path"
+            f"Hugging Face repository {place} cannot be read ({why}); for a local file, check the path"
         ) from error
-    return Path(path)
+    wanted = file or "weights that jaxclip reads"
+    if any(isinstance(error, LocalEntryNotFoundError) for error in missing):
+        raise InputError(f"Hugging Face's hub cannot be reached, and its cache has no {wanted} of {place}")
+    raise InputError(f"Hugging Face repository {place} has no {wanted}")
 
 
 def _download(url: str) -> Path:

@@ -67,8 +67,8 @@ def convert(
     """Convert weights of OpenAI, open_clip, Hugging Face, timm or torchvision into a checkpoint folder.
 
     Args:
-        source: A file (.safetensors, .pt, .bin), a Hugging Face folder, a hub id or a URL. Left out: where --model's
-            published weights are.
+        source: A file (.safetensors, .pt, .bin), a Hugging Face folder, a hub id (org/name, org/name@revision) or a
+            URL. Left out: where --model's published weights are.
         out: The folder to write.
         model: A name that `jaxclip models` lists, or an open_clip config JSON. Left out: what the files beside the
             weights say.
@@ -419,6 +419,8 @@ def train(
     if what == "clip":
         if run.split is not None:
             raise InputError("--split is for `jaxclip train supervised`: captions have no splits")
+        if run.data_dir is not None and run.validation is None:
+            raise InputError("--data-dir is for labelled data: captions are files, and there is no --validation")
         written = runs.from_captions(architecture, open_captions(data, images), out, chosen, start=start, **common)
     else:
         if start is not None or images is not None:

@@ -144,7 +144,8 @@ class ModelConfig:
         text: The text tower of a CLIP.
         num_classes: The rows of the linear head of a classifier.
         logit_bias: Whether the CLIP has a learned logit bias (sigmoid loss).
-        source: Provenance, for the record: file or hub id, its SHA-256, the format, the tool's version.
+        source: Provenance, for the record: file or hub id, its SHA-256, the format, the tool's version; of a
+            hub id the commit.
     """
 
     name: str

@@ -157,11 +157,14 @@ def test_an_output_folder_that_is_a_file(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_captions_have_no_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("option, value", [("--split", "val"), ("--data-dir", "tfds")])
+def test_options_of_labels_are_not_for_captions(
+    tmp_path: Path, capsys: pytest.CaptureFixture, option: str, value: str
+) -> None:
     """An option that is accepted and ignored misleads."""
-    args = ("--config", "clip_captions", "--data", tmp_path / "no.csv", "--out", tmp_path / "out", "--split", "val")
+    args = ("--config", "clip_captions", "--data", tmp_path / "no.csv", "--out", tmp_path / "out", option, value)
     assert run("train", "clip", *args) == 2
-    assert "--split is for" in capsys.readouterr().err
+    assert f"{option} is for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("a bug")])

@@ -1,5 +1,6 @@
 """Conversion refuses what it cannot convert, by name, and leaves nothing behind; what it converts is exact."""
 
+import http.server
 import io
 import json
 import os
@@ -8,12 +9,13 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from checkpoints_conversion import describe, sources, tables
 from checkpoints_conversion.convert import convert
@@ -107,6 +109,10 @@ def test_sharded_safetensors_with_an_index(tensors, model, tmp_path: Path) -> No
     convert(folder, model, tmp_path / "out")
     _, module = checkpoint.restore(tmp_path / "out")
     np.testing.assert_array_equal(checkpoint.named(module)["vision.projection"], tensors["visual.proj"])
+    before = sources.open_weights(str(folder)).digest
+    changed = {name: np.asarray(tensors[name] + (name == names[-1])) for name in names[20:]}
+    save_file(changed, folder / "model-00002-of-00002.safetensors")
+    assert sources.open_weights(str(folder)).digest != before, "provenance that other weights have, too"
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match=r"model-00002-of-00002.safetensors is missing"):
         convert(folder, model, tmp_path / "out2")
@@ -254,36 +260,126 @@ def test_full_disk_is_one_error_and_leaves_nothing(tensors, tmp_path: Path, smal
     assert main(["convert", *args, str(tmp_path / "out")]) == 0
 
 
-def test_hub_and_url(tensors, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub id asks the hub for the best file it has; a URL is fetched whole and its digest is checked."""
-    import huggingface_hub
-
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    save_file(tensors, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
-    asked = []
-    monkeypatch.setattr(
-        huggingface_hub, "list_repo_files", lambda repo: [*(p.name for p in folder.iterdir()), "README.md"]
-    )
-    monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda repo, name: asked.append((repo, name)) or str(folder / name)
-    )
-    config = convert("hf-hub:lab/clip", None, tmp_path / "out")
-    assert config.vision == from_open_clip(CONFIG, "x").vision
-    assert set(asked) == {("lab/clip", "open_clip_config.json"), ("lab/clip", "open_clip_model.safetensors")}
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: ["README.md"])
-    with pytest.raises(InputError, match="lab/clip has no weights"):
-        convert("lab/clip", None, tmp_path / "out2")
-
+def test_url(tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL is fetched whole and its digest is checked."""
+    save_file(tensors, tmp_path / "clip.safetensors")
     monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
-    url = (folder / "open_clip_model.safetensors").as_uri()
-    monkeypatch.setattr(sources, "_locate", lambda source: sources._download(source))
+    url = (tmp_path / "clip.safetensors").as_uri()
+    monkeypatch.setattr(sources, "_locate", lambda source: (sources._download(source), None))
     opened = sources.open_weights(url)
     assert opened.path.is_relative_to(tmp_path / "cache") and set(opened.shapes) == set(tensors)
     with pytest.raises(InputError, match="SHA-256"):
         sources.open_weights(url, "0" * 64)
     assert not opened.path.exists(), "a file with a wrong digest would be found again for ever"
+
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+
+
+@pytest.fixture
+def hub(tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Hugging Face's hub, as its client asks it: lab/clip of two revisions, lab/none of no weights, lab/shards of two
+    files. Yields what ends the connection.
+    """
+    from huggingface_hub import constants
+
+    config = json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}).encode()
+    half = len(tensors) // 2
+    parts = {
+        "model-00001-of-00002.safetensors": list(tensors)[:half],
+        "model-00002-of-00002.safetensors": list(tensors)[half:],
+    }
+    index = {name: part for part, names in parts.items() for name in names}
+    older = {name: np.asarray(value + 1) for name, value in tensors.items()}
+    files: dict[tuple[str, str], dict[str, bytes]] = {
+        ("lab/clip", COMMITS["main"]): {"open_clip_config.json": config, "open_clip_model.safetensors": save(tensors)},
+        ("lab/clip", COMMITS["v1"]): {"open_clip_config.json": config, "open_clip_model.safetensors": save(older)},
+        ("lab/none", COMMITS["main"]): {"README.md": b"nothing"},
+        ("lab/shards", COMMITS["main"]): {
+            "open_clip_config.json": config,
+            "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
+            **{part: save({name: tensors[name] for name in names}) for part, names in parts.items()},
+        },
+    }  # fmt: skip
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            _, *parts = self.path.partition("?")[0].split("/")
+            if parts[0] == "api":
+                repo, revision = "/".join(parts[2:4]), parts[5] if len(parts) > 4 else "main"
+                commit = COMMITS.get(revision, revision)
+                of_commit = files.get((repo, commit))
+                names = [{"rfilename": name} for name in of_commit or ()]
+                about: Any = {"id": repo, "sha": commit, "siblings": names}
+                if "tree" in parts:
+                    about = [
+                        {"type": "file", "path": n, "size": len(b), "oid": n} for n, b in (of_commit or {}).items()
+                    ]
+                body = json.dumps(about).encode()
+                code = "RevisionNotFound" if (repo, COMMITS["main"]) in files else "RepoNotFound"
+                self.answer(None if of_commit is None else body, code, {})
+            else:
+                of_commit = files.get(("/".join(parts[:2]), parts[3]), {})
+                body = of_commit.get(parts[4])
+                self.answer(body, "EntryNotFound", {"X-Repo-Commit": parts[3], "ETag": f'"{hash(body)}"'})
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def answer(self, body: bytes | None, error: str, headers: dict[str, str]) -> None:
+            self.send_response(404 if body is None else 200)
+            if body is None:
+                headers = {**headers, "X-Error-Code": error}
+            for name, value in {**headers, "Content-Length": str(len(body or b""))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body or b"")
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    yield lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    server.shutdown()
+    server.server_close()
+
+
+def test_hub(hub, tensors, tmp_path: Path) -> None:
+    """A hub id takes the best weights of the commit that the revision is, and says which; they need no hub again."""
+    for name, revision, added in (("lab/clip", "main", 0), ("lab/clip@v1", "v1", 1), (f"lab/clip@{'b' * 40}", "v1", 1)):
+        out = tmp_path / name.replace("/", "-")
+        config = convert(name, None, out)
+        assert config.vision == from_open_clip(CONFIG, "x").vision
+        assert config.source["revision"] == COMMITS[revision] and config.source["file"] == name
+        opened = sources.open_weights(name)
+        np.testing.assert_array_equal(opened.read("visual.proj"), tensors["visual.proj"] + added)
+    assert sources.open_weights("hf-hub:lab/clip:open_clip_model.safetensors").revision == COMMITS["main"]
+    assert set(sources.open_weights("hf-hub:lab/shards").shapes) == set(tensors)
+    hub()
+    for name, revision in (("lab/clip", "main"), ("lab/clip@v1", "v1"), ("lab/shards", "main")):
+        assert sources.open_weights(name).revision == COMMITS[revision]
+    with pytest.raises(InputError, match=r"cannot be reached, and its cache has no model.safetensors of lab/clip"):
+        sources.open_weights("hf-hub:lab/clip:model.safetensors")
+
+
+def test_what_the_hub_does_not_have(hub, tmp_path: Path) -> None:
+    """One error each, that names the repository: no weights, no such file, revision, repository."""
+    for name, message in {
+        "lab/none": "lab/none has no weights",
+        "hf-hub:lab/clip:other.bin": "lab/clip has no other.bin",
+        "lab/clip@v9": "lab/clip@v9 cannot be read .RevisionNotFound",
+        "lab/clap": "lab/clap cannot be read .RepositoryNotFound",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            convert(name, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_downloads_of_one_name_are_of_their_own_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,15 +526,16 @@ def test_published_weights_of_a_known_model(tmp_path: Path, monkeypatch: pytest.
         convert(None, "RN50/imagenet_captions", tmp_path / "out")
 
 
-def test_offline_hub_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a network the error names the repository, not a stack of retries."""
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
+@pytest.mark.parametrize("switched_off", [True, False])
+def test_offline_hub_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switched_off: bool) -> None:
+    """Without a network the error names the repository, not a stack of retries; nothing of the client's comes out."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
 
-    def offline(repo: str) -> list[str]:
-        raise LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switched_off)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # between retries
     with pytest.raises(InputError, match="lab/clip cannot be read"):
         convert("hf-hub:lab/clip", None, tmp_path / "out")
 
