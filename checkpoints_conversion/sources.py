@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import http.client
 import json
 import re
 import urllib.request
@@ -151,7 +152,7 @@ def _download(url: str) -> Path:
                     advance(file.write(piece))
             if total not in (None, file.tell()):
                 raise InputError(f"{url} was cut off after {file.tell():,} of {total:,} bytes: try again")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise InputError(f"{url} cannot be downloaded ({error}): download it by hand and give its path") from error
     return path
 

@@ -382,6 +382,14 @@ def test_what_the_hub_does_not_have(hub, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("url", ["https://127.0.0.1:9/model.pt", "https://127.0.0.1/a model.pt", "https:///model.pt"])
+def test_a_url_that_leads_nowhere_is_one_error(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens, no URL, no host."""
+    monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
+    with pytest.raises(InputError, match=r"cannot be downloaded.*download it by hand"):
+        sources.open_weights(url)
+
+
 def test_downloads_of_one_name_are_of_their_own_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most repositories call their weights model.safetensors: the second would be read from the first's cache."""
     monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
