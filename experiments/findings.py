@@ -119,7 +119,7 @@ def _more_concepts(study: Study) -> Verdict:
     if not paired:
         return NOT_RUN
     more = float(np.median([a - b for a, b in paired.values()]))
-    said = f"a median of {more:+.0f} unique concepts against the supervised model of the same backbone ({len(paired)})"
+    said = f"a median of {more:+g} unique concepts against the supervised model of the same backbone ({len(paired)})"
     return Verdict(more > 0, said)
 
 
@@ -205,7 +205,7 @@ def _privileged(study: Study) -> tuple[dict[str, float], dict[str, float]]:
     return _medians(study, {name: d.max_over_mean for name, d in found.items()}), _medians(study, share)
 
 
-def _against_supervised(study: Study, group: str) -> dict[str, tuple[int, int]]:
+def _against_supervised(study: Study, group: str) -> dict[str, tuple[int, float]]:
     """Unique concepts of each model of the group, and the median supervised model's of the same backbone."""
     unique = {name: c.unique["directions"] for name, c in studies.concepts(study).items()}
     backbone = {model.name: model.backbone for model in study.models}
@@ -213,7 +213,7 @@ def _against_supervised(study: Study, group: str) -> dict[str, tuple[int, int]]:
     for name in unique:
         peers = [n for k, n in unique.items() if study.groups[k] == "supervised" and backbone[k] == backbone[name]]
         if study.groups[name] == group and peers:
-            paired[name] = (unique[name], int(np.median(peers)))
+            paired[name] = (unique[name], float(np.median(peers)))
     return paired
 
 

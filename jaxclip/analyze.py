@@ -175,8 +175,9 @@ class Pruning:
     accuracy: dict[str, list[float]]
 
     def at(self, values: Sequence[float] | Float[np.ndarray, " f"], share: float) -> float:
-        """Of values for each fraction, the one at ``share``; NaN where that was not tried."""
-        return next((float(v) for v, f in zip(values, self.fractions, strict=True) if abs(f - share) < 0.005), np.nan)
+        """Of values for each fraction, the one nearest to ``share``; NaN where none within 0.005 was tried."""
+        away = np.abs(np.asarray(self.fractions) - share)
+        return float(values[int(away.argmin())]) if away.min() < 0.005 else np.nan
 
     def mean(self, sets: Sequence[str]) -> Float[np.ndarray, " f"]:
         """Mean accuracy over the sets; NaN where one is missing, since a mean over fewer is another quantity."""
@@ -376,7 +377,15 @@ def views(reference: Representations, others: Mapping[str, Representations], x: 
     """Every set to classify, by name; where ``x`` is ``subset``, ImageNet's images of the shifts' classes too.
 
     As the testbed has it, ImageNet classes of one ObjectNet label are one.
+
+    Raises:
+        InputError: A set has other classes than the reference, so that its labels are numbers of other classes.
     """
+    for name, stored in others.items():
+        if class_names(stored) != class_names(reference):
+            raise InputError(
+                f"{name} has other classes than {reference.name} ({stored.folder}): open it with the same classes"
+            )
     found = {name: labelled(stored) for name, stored in {reference.name: reference, **others}.items()}
     if x == "subset" and is_imagenet(reference):
         for shift in SHIFTS:

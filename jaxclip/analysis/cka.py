@@ -75,14 +75,16 @@ class LinearCKA:
         state = self
         for (rows, block_a), (_, block_b) in zip(blocks("a", a), blocks("b", b), strict=True):
             parts = [np.asarray(part, np.float64) for part in jax.device_get(_moments(block_a, block_b))]
-            centre_a, centre_b, rest_a, rest_b, aa, ab, bb = parts
+            unit_a, unit_b, centre_a, centre_b, rest_a, rest_b, aa, ab, bb = parts
             n = rows.stop - rows.start
             # The float32 centre is off by ``rest``; what that adds to the products is taken off again.
             aa, ab, bb = (
                 product - n * np.outer(left, right)
                 for product, left, right in ((aa, rest_a, rest_a), (ab, rest_a, rest_b), (bb, rest_b, rest_b))
             )
-            state = state.merge(LinearCKA(n, centre_a + rest_a, centre_b + rest_b, aa, ab, bb))
+            aa, ab, bb = aa * unit_a**2, ab * (unit_a * unit_b), bb * unit_b**2
+            means = centre_a + rest_a * unit_a, centre_b + rest_b * unit_b
+            state = state.merge(LinearCKA(n, *means, aa, ab, bb))
         return state
 
     def merge(self, other: "LinearCKA") -> "LinearCKA":
@@ -104,19 +106,21 @@ class LinearCKA:
 
     def result(self) -> float:
         """The CKA of all rows so far; NaN where one of the two does not vary."""
-        scale = float(np.linalg.norm(self.aa) * np.linalg.norm(self.bb))
-        return float(np.square(self.ab).sum()) / scale if scale > 0 else float("nan")
+        aa, ab, bb = (float(np.linalg.norm(product)) for product in (self.aa, self.ab, self.bb))
+        return ab / aa * (ab / bb) if aa > 0 and bb > 0 else float("nan")
 
 
 @jax.jit
 def _moments(a: Float[Array, "b p"], b: Float[Array, "b q"]) -> tuple[Any, ...]:
-    def centre(x: Array) -> tuple[Array, Array]:
+    def centre(x: Array) -> tuple[Array, Array, Array]:
         shift = x[0]  # exact where a column does not vary, so that its products are exactly 0
         shift = shift + (x - shift).mean(0)
-        return shift, x - shift
+        x = x - shift
+        power = jnp.frexp(jnp.abs(x).max())[1]  # in this unit products neither over- nor underflow
+        return jnp.ldexp(jnp.float32(1), power), shift, jnp.ldexp(x, -power)
 
     def product(x: Array, y: Array) -> Array:
         return jnp.matmul(x.T, y, precision=EXACT)
 
-    (centre_a, a), (centre_b, b) = centre(a), centre(b)
-    return centre_a, centre_b, a.mean(0), b.mean(0), product(a, a), product(a, b), product(b, b)
+    (unit_a, centre_a, a), (unit_b, centre_b, b) = centre(a), centre(b)
+    return unit_a, unit_b, centre_a, centre_b, a.mean(0), b.mean(0), product(a, a), product(a, b), product(b, b)

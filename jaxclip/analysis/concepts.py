@@ -36,7 +36,7 @@ class EncodedConcepts:
     @property
     def encoded(self) -> Bool[Any, "r c"]:
         """Whether direction i encodes concept c."""
-        return self.average_precision >= self.threshold  # NaN is not
+        return self.average_precision >= np.float32(self.threshold)  # NaN is not
 
     @property
     def concepts(self) -> Bool[np.ndarray, " c"]:

@@ -87,7 +87,7 @@ class DirectionImportance:
         if importance not in get_args(Importance):
             raise InputError(f"importance is {importance!r}, not one of {', '.join(get_args(Importance))}")
         head = jnp.concatenate([block for _, block in blocks("W", matrix("W", W))])
-        u, sigma, v = jax.device_get(_svd(head))
+        u, sigma, v = _svd(np.asarray(head, np.float64))
         return cls(importance, sigma, v, u, 0, np.zeros(len(sigma)))
 
     def update(self, h: Float[AnyArray, "n d"]) -> "DirectionImportance":
@@ -142,12 +142,12 @@ def largest_coordinates(directions: Float[Any, "r d"], k: int = 5) -> tuple[Int[
     return features, np.take_along_axis(directions, features, axis=1)
 
 
-@jax.jit
-def _svd(W: Float[Array, "c d"]) -> tuple[Array, Array, Array]:
-    u, sigma, v = jnp.linalg.svd(W, full_matrices=False)
-    largest = jnp.take_along_axis(v, jnp.abs(v).argmax(1)[:, None], axis=1)
-    sign = jnp.where(largest < 0, -1.0, 1.0)
-    return u.T * sign, sigma, v * sign
+def _svd(W: Float[np.ndarray, "c d"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """In float64, as float32 mixes directions whose singular values are close by a degree or more."""
+    u, sigma, v = np.linalg.svd(W, full_matrices=False)
+    largest = np.take_along_axis(v, np.abs(v).argmax(1)[:, None], axis=1)
+    sign = np.where(largest < 0, -1.0, 1.0)
+    return (u.T * sign).astype(np.float32), sigma.astype(np.float32), (v * sign).astype(np.float32)
 
 
 @jax.jit(static_argnames="cosine")

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxclip.analysis.rows import AnyArray, check_finite, matrix, row_slices, side_by_side
+from jaxclip.analysis.rows import AnyArray, check_finite, matrix, on_device, row_slices, side_by_side
 from jaxclip.errors import InputError
+
+SMALL = 1e-15
+"""Standard deviations below which the squares may be 0 in float32."""
 
 
 class OutlierFeatures(NamedTuple):
@@ -61,14 +64,15 @@ def activation_kurtosis(h: Float[AnyArray, "n d"]) -> Float[Array, " n"]:
         One number for each image; NaN for a row whose features are all equal (or d = 1), which has no kurtosis.
 
     Raises:
-        InputError: ``h`` is not a matrix, or a row has a NaN or an infinity (the message names the row).
+        InputError: ``h`` is not a matrix; or a row has a NaN, an infinity, or squares beyond float32 (the message names
+            the row).
 
     Source: method page, "Outlier features"; Crabbé et al. 2024, section 3.
     """
     h = matrix("h", h)
 
     def of_rows(rows: slice) -> Array:
-        kurtosis, deviation = _standardised(h[rows])
+        kurtosis, deviation = _standardised(on_device(h[rows]))
         _check(h, deviation, rows)
         return kurtosis
 
@@ -174,7 +178,7 @@ class ActivationStats:
 
 
 def _of_rows(h: AnyArray, rows: slice, threshold: float) -> ActivationStats:
-    kurtosis, deviation, sum_abs, above = jax.device_get(_block_sums(h[rows], threshold))
+    kurtosis, deviation, sum_abs, above = jax.device_get(_block_sums(on_device(h[rows]), threshold))
     _check(h, deviation, rows)
     kurtosis = kurtosis[~np.isnan(kurtosis)].astype(np.float64)
     mean = float(kurtosis.mean()) if kurtosis.size else 0.0
@@ -191,6 +195,9 @@ def _check(h: AnyArray, deviation: Float[Any, " b"], rows: slice) -> None:
         check_finite("h", jnp.asarray(h[rows], jnp.float32), rows.start)
         row = rows.start + int(np.flatnonzero(~finite)[0])
         raise InputError(f"h: row {row} has values whose squares exceed float32: scale the representations down")
+    for row in rows.start + np.flatnonzero(deviation < SMALL):
+        if np.ptp(np.asarray(h[row], np.float64)):
+            raise InputError(f"h: row {row} has values whose squares float32 takes for 0: scale the representations up")
 
 
 @jax.jit

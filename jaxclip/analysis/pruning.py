@@ -17,6 +17,7 @@ from jaxclip.analysis.rows import (
     all_finite,
     check_finite,
     matrix,
+    on_device,
     row_slices,
     side_by_side,
     take,
@@ -54,8 +55,8 @@ def prune_sweep(
 
     Returns:
         Accuracy for each fraction, 0 to 1. The class with the largest logit is predicted, and of classes with equal
-        rows in W and ``bias`` the first; with all directions pruned and no bias that is one class for all images. Of
-        other ties (a row of zeros) the label gets the benefit.
+        rows in W and ``bias`` the first; so too for a row of zeros, and for all images with all directions pruned. Of
+        other ties, which are chance, the label gets the benefit.
 
     Raises:
         InputError: Shapes do not fit; a value is NaN or infinite, or a label is no class that may be predicted (the row
@@ -99,7 +100,7 @@ def prune_sweep(
     tile = 128 if jax.default_backend() == "cpu" else BLOCK
 
     def count(some: slice) -> np.ndarray:
-        found, finite = _right(h[some], targets[some], *arguments, rows=tile)
+        found, finite = _right(on_device(h[some]), targets[some], *arguments, rows=tile)
         if not finite:
             check_finite("h", jnp.asarray(h[some], jnp.float32), some.start)
         return np.asarray(found)
@@ -158,6 +159,7 @@ def _right(
     h = jnp.pad(h, ((0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, padding), (0, 0)), constant_values=-1)
     tiles, first = len(h) // rows, readout.shape[1]
+    usual = bias.argmax()  # the class of a row that has nothing of any direction
 
     def tile(args: tuple[Array, Array]) -> Array:
         # Classes first: a CPU takes their maximum, and a few directions' product, a tenth faster than rows first.
@@ -166,18 +168,20 @@ def _right(
         # By numbers in the flat tile: `take_along_axis` takes as long as the products.
         places = jnp.maximum(targets.T, 0) * rows + jnp.arange(rows)
 
-        def right(logits: Float[Array, "c b"]) -> Array:
+        def right(logits: Float[Array, "c b"], empty: Bool[Array, " b"]) -> Array:
             own = jnp.where(targets.T >= 0, take(logits.reshape(-1), places), -jnp.inf)
-            return own.max(0) >= logits.max(0)
+            return jnp.where(empty, (targets == usual).any(1), own.max(0) >= logits.max(0))
 
-        def add(logits: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-            logits = logits + jnp.matmul(step[1], step[0], precision=EXACT)
-            return logits, right(logits)
+        def add(state: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+            logits, empty = state
+            logits, empty = logits + jnp.matmul(step[1], step[0], precision=EXACT), empty & (step[0] == 0).all(0)
+            return (logits, empty), right(logits, empty)
 
         logits = bias[:, None] + jnp.matmul(readout, coefficients[:first], precision=EXACT)
+        empty = (coefficients[:first] == 0).all(0)
         of_steps = coefficients[first:].reshape(*readout_of_steps.shape[::2], rows)
-        later = lax.scan(add, logits, (of_steps, readout_of_steps))[1]
-        return jnp.concatenate([right(logits)[None], later]).sum(1)
+        later = lax.scan(add, (logits, empty), (of_steps, readout_of_steps))[1]
+        return jnp.concatenate([right(logits, empty)[None], later]).sum(1)
 
     found = lax.map(tile, (h.reshape(tiles, rows, -1), targets.reshape(tiles, rows, -1)))
     return found.sum(0), finite

@@ -1,0 +1,103 @@
+"""What every analysis does with awkward numbers, in matrices of the size that they are used on."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclip.analysis import (
+    activation_kurtosis,
+    average_precision,
+    concept_counts,
+    linear_cka,
+    outlier_features,
+    privileged_directions,
+    prune_sweep,
+)
+from jaxclip.errors import InputError
+
+N, D, C = 4500, 64, 10
+RNG = np.random.default_rng(0)
+H = RNG.standard_normal((N, D)).astype(np.float32)
+W = RNG.standard_normal((C, D)).astype(np.float32)
+LABELS = (H @ W.T).argmax(1)
+CONCEPTS = (RNG.random((N, 3)) < 0.1).astype(int)
+ANALYSES: dict[str, Callable[[np.ndarray], object]] = {
+    "activation_kurtosis": activation_kurtosis,
+    "outlier_features": outlier_features,
+    "privileged_directions": lambda h: privileged_directions(W, h),
+    "prune_sweep": lambda h: prune_sweep(W, h, LABELS, [0, 0.5], privileged_directions(W, H)),
+    "average_precision": lambda h: average_precision(h, CONCEPTS),
+    "concept_counts": lambda h: concept_counts(h, CONCEPTS, np.eye(D), key=jax.random.key(0)),
+    "linear_cka": lambda h: linear_cka(h, H),
+}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ANALYSES)
+def test_a_number_that_is_none_is_found_in_a_large_matrix(name: str, value: float) -> None:
+    """XLA's maximum on a CPU passes over NaN from some 4,000 numbers on: half the rows were, and nothing said so."""
+    h = H.copy()
+    h[4321, 7] = value
+    with pytest.raises(InputError, match="row 4321 has a NaN"):
+        ANALYSES[name](h)
+
+
+@pytest.mark.parametrize("name", ["activation_kurtosis", "outlier_features", "prune_sweep", "linear_cka"])
+def test_whole_numbers_of_64_bits(name: str) -> None:
+    """They are numbers, not what is left of them in 32 bits."""
+    whole = (H * 2.0**40).astype(np.int64)
+    for found, wanted in zip(
+        jax.tree.leaves(ANALYSES[name](whole)), jax.tree.leaves(ANALYSES[name](whole.astype(np.float32))), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e17, 1e25])
+def test_cka_does_not_depend_on_scale(scale: float) -> None:
+    """Not where the products of a float32 are 0 or infinite either."""
+    a = H + RNG.standard_normal((N, D)).astype(np.float32)
+    assert linear_cka(a * np.float32(scale), H) == pytest.approx(linear_cka(a, H), rel=1e-6)
+    assert linear_cka(a * np.float32(scale), H * np.float32(1 / scale)) == pytest.approx(linear_cka(a, H), rel=1e-6)
+
+
+def test_kurtosis_of_tiny_numbers_is_refused() -> None:
+    """Their squares are 0 in float32; a row of equal numbers still counts as constant."""
+    with pytest.raises(InputError, match=r"row 0 .*scale the representations up"):
+        activation_kurtosis(H * np.float32(1e-20))
+    np.testing.assert_allclose(activation_kurtosis(H * np.float32(1e-13)), activation_kurtosis(H), rtol=1e-5)
+    h = H.copy()
+    h[5] = 1e-20
+    assert np.flatnonzero(np.isnan(activation_kurtosis(h))).tolist() == [5]
+
+
+def test_a_row_of_zeros_is_of_the_first_class() -> None:
+    """As in accuracy: all logits tie, and argmax takes the first; with a bias the class of the largest."""
+    h = H.copy()
+    h[::2] = 0
+    bias = np.arange(C, dtype=np.float32)[::-1] * 0
+    for offset, usual in ((bias, 0), (np.eye(C, dtype=np.float32)[3], 3)):
+        logits = h @ W.T + offset
+        right = (logits.argmax(1) == LABELS).mean()
+        assert (logits[::2].argmax(1) == usual).all()
+        assert prune_sweep(W, h, LABELS, [0.0], bias=offset)[0] == pytest.approx(right, abs=1e-12)
+
+
+def test_directions_whose_singular_values_are_close() -> None:
+    """Float32's decomposition mixes them; these are those of float64."""
+    rng = np.random.default_rng(1)
+    head = (rng.standard_normal((300, 200)) + 5 * rng.standard_normal(200)).astype(np.float32)
+    v = np.linalg.svd(head.astype(np.float64), full_matrices=False)[2]
+    found = privileged_directions(head, rng.standard_normal((50, 200)).astype(np.float32)).directions
+    assert np.abs(np.einsum("rd,rd->r", found, v)).min() > 1 - 1e-6
+
+
+def test_a_threshold_is_of_the_type_of_what_it_is_compared_with() -> None:
+    """0.9 of numpy is not the 0.9 of float32: a count and the count over thresholds differed."""
+    counts = concept_counts(H, CONCEPTS, np.eye(D), key=jax.random.key(0)).directions
+    best = float(jnp.asarray(counts.average_precision).max())
+    for threshold in (best, np.float64(np.float32(best)) * (1 + 1e-9)):
+        one = type(counts)(counts.average_precision, counts.sign, threshold)
+        assert one.unique == one.unique_over([threshold])[0]
