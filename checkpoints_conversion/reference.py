@@ -30,6 +30,9 @@ def load(module: torch.nn.Module, weights: Weights) -> None:
     Raises:
         InputError: A name is missing or unexpected.
     """
+    if type(module).__module__.startswith("transformers."):
+        _load_by_transformers(module, weights)
+        return
     own = module.state_dict()
     state = {}
     for name in weights.shapes:
@@ -42,6 +45,20 @@ def load(module: torch.nn.Module, weights: Weights) -> None:
     if missing:
         raise InputError(f"{weights.path} has no tensor {missing[0]!r}, which the reference model needs")
     module.load_state_dict(state, strict=False)
+
+
+def _load_by_transformers(module: Any, weights: Weights) -> None:
+    """By the library's own loader, which knows what the names in a file are in memory."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    state = {name: torch.from_numpy(weights.read(name)).reshape(shape) for name, shape in weights.shapes.items()}
+    loaded, info = type(module).from_pretrained(None, config=module.config, state_dict=state, output_loading_info=True)
+    for kind, said in (("unexpected_keys", "the reference model has no tensor"), ("missing_keys", "has no tensor")):
+        if wrong := sorted(name for name in info[kind] if not is_not_parameter(name)):
+            raise InputError(f"{weights.path}: {said} {wrong[0]!r}" + (", which it needs" if "miss" in kind else ""))
+    module.load_state_dict(loaded.state_dict())
 
 
 @torch.no_grad()

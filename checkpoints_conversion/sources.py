@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then reads)
 import numpy as np
 
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, reason
 from jaxclip.files import new_file, sha256
 from jaxclip.progress import progress
 
@@ -90,16 +90,23 @@ def _shards(index: Path) -> list[str]:
 
 def _locate(source: str) -> tuple[Path, str | None]:
     """The file of weights, downloaded where it is elsewhere, and the commit of one from the hub."""
-    path = Path(source).expanduser()
-    if path.is_dir():
+    if source.startswith(("https://", "http://")):
+        return _download(source), None
+    try:
+        path = Path(source).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else reason(error)  # without the path, which may be long
+        raise InputError(
+            f"{source[:200]} cannot be opened ({why}): give a file, a folder, a hub id (org/name) or a URL"
+        ) from error
+    if is_folder:
         for name in WEIGHT_FILES:
             if (path / name).is_file():
                 return path / name, None
         raise InputError(f"{path} holds no weights: none of {', '.join(WEIGHT_FILES)} is in it")
-    if path.is_file():
+    if is_file:
         return path, None
-    if source.startswith(("https://", "http://")):
-        return _download(source), None
     hub_id = source.removeprefix("hf-hub:")
     if source != hub_id or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
         return _from_hub(hub_id)
@@ -109,7 +116,7 @@ def _locate(source: str) -> tuple[Path, str | None]:
 def _from_hub(hub_id: str) -> tuple[Path, str]:
     """The best weights of a repository, with what they need beside them, all of one commit."""
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     place, _, file = hub_id.partition(":")
     repo, _, revision = place.partition("@")
@@ -128,10 +135,12 @@ def _from_hub(hub_id: str) -> tuple[Path, str]:
                 for shard in _shards(path):
                     huggingface_hub.hf_hub_download(repo, shard, revision=commit)
             return path, commit
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    except InputError:
+        raise
+    except Exception as error:  # the client lets out what its transports, storage and parsers raise
         raise InputError(
-            f"Hugging Face repository {place} cannot be read ({why}); for a local file, check the path"
+            f"Hugging Face repository {place} cannot be read ({type(error).__name__}: {reason(error)}); "
+            "for a local file, check the path"
         ) from error
     wanted = file or "weights that jaxclip reads"
     if any(isinstance(error, LocalEntryNotFoundError) for error in missing):
@@ -140,10 +149,11 @@ def _from_hub(hub_id: str) -> tuple[Path, str]:
 
 
 def _download(url: str) -> Path:
-    path = CACHE / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
-    if path.is_file():
-        return path
     try:
+        name = url.rsplit("/", 1)[-1][-100:]  # signed URLs are longer than a file's name can be
+        path = CACHE / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+        if path.is_file():
+            return path
         with urllib.request.urlopen(url, timeout=60) as response, new_file(path, "wb") as file:
             length = response.headers.get("Content-Length")
             total = None if length is None else int(length)
@@ -152,8 +162,12 @@ def _download(url: str) -> Path:
                     advance(file.write(piece))
             if total not in (None, file.tell()):
                 raise InputError(f"{url} was cut off after {file.tell():,} of {total:,} bytes: try again")
-    except (OSError, http.client.HTTPException) as error:
-        raise InputError(f"{url} cannot be downloaded ({error}): download it by hand and give its path") from error
+    except InputError:
+        raise
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: what is no URL
+        raise InputError(
+            f"{url} cannot be downloaded ({reason(error)}): download it by hand and give its path"
+        ) from error
     return path
 
 
@@ -163,14 +177,14 @@ def _open_file(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], 
         head = file.read(512)
     if not head:
         raise InputError(f"{path} is empty: download it again")
+    if head[4:9] == b"\0\0\0\0{":  # first of all: the header's length before it may be any bytes, such as a pickle's
+        return _open_safetensors(path)
     if head.lstrip()[:1] == b"<":
         raise InputError(f"{path} is a web page (HTML or XML), not weights: download the file itself")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull`, or download the file")
     if head.startswith(b"PK") or head.startswith(b"\x80"):
         return _open_torch(path)
-    if head[8:9] == b"{":
-        return _open_safetensors(path)
     raise InputError(f"{path} is neither a safetensors nor a PyTorch file: it begins with {head[:8]!r}")
 
 
@@ -185,8 +199,11 @@ def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[
 
     def read(name: str) -> np.ndarray:
         # Opened anew each time, so that the pages of the tensors already read do not stay mapped.
-        with safe_open(path, "np") as file:
-            return np.asarray(file.get_tensor(name), np.float32)
+        try:
+            with safe_open(path, "np") as file:
+                return np.asarray(file.get_tensor(name), np.float32)
+        except Exception as error:  # such as the AttributeError of a type that NumPy does not have
+            raise _unreadable(path, name, error) from error
 
     return shapes, read
 
@@ -212,26 +229,34 @@ def _open_torch(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str],
             f"{path} is refused: it is no plain file of weights (its pickle asks to run other code, or is corrupt). "
             "Ask its author for safetensors, or for a state dict"
         ) from error
-    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError, OSError) as error:
-        raise InputError(f"{path} is truncated or corrupt ({str(error).splitlines()[0]}): download it again") from error
+    except Exception as error:  # PyTorch raises whatever its parsers meet in a damaged file
+        raise InputError(f"{path} is truncated or corrupt ({reason(error)}): download it again") from error
     for key in ("state_dict", "model_state_dict", "model"):  # training checkpoints wrap the weights
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state dict (a dictionary of tensors)")
+    state = {k: v for k, v in state.items() if isinstance(k, str)} if isinstance(state, dict) else {}
+    if not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state dict (a dictionary of tensors by name)")
     prefix = "module." if all(name.startswith("module.") for name in state) else ""  # DistributedDataParallel
     tensors = {k.removeprefix(prefix): v for k, v in state.items() if isinstance(v, torch.Tensor)}
     del state
 
     def read(name: str) -> np.ndarray:
         tensor = tensors.pop(name).detach()
-        array = np.array(tensor.to(torch.float32).numpy())
-        storage = tensor.untyped_storage()
+        try:
+            array = np.array(tensor.to(torch.float32).numpy())
+            storage = tensor.untyped_storage()
+        except Exception as error:  # sparse, quantized, without data: each its own
+            raise _unreadable(path, name, error) from error
         if storage.resizable() and storage.nbytes() == tensor.nbytes:
             storage.resize_(0)  # a TorchScript module would hold on to it
         return array
 
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}, read
+
+
+def _unreadable(path: Path, name: str, error: Exception) -> InputError:
+    return InputError(f"{path}: tensor {name} cannot be read ({reason(error)}): save it as a dense array of floats")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

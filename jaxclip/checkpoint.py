@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from jaxclip.config import ModelConfig
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, reason
 from jaxclip.files import new_directory, occupied
 from jaxclip.models import clip
 
@@ -62,15 +62,21 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
     leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in arrays.items()}
     chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
     with new_directory(path, overwrite) as folder, _no_merge_is_meant():
-        try:
-            with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-                checkpointer.save((folder / PARAMS).absolute(), leaves, save_args=chunks)
-        except ValueError as error:  # how TensorStore reports what the system refuses
-            code = next((c for c in (errno.ENOSPC, errno.EDQUOT) if f"os_error_code='{c}'" in str(error)), None)
-            if code is None:
-                raise
-            raise OSError(code, os.strerror(code), os.fspath(path)) from error
+        with storage_errors(path), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            checkpointer.save((folder / PARAMS).absolute(), leaves, save_args=chunks)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Raises the OSError, of ``path``, that a full disk or quota is, where TensorStore reports a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        code = next((c for c in (errno.ENOSPC, errno.EDQUOT) if f"os_error_code='{c}'" in str(error)), None)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), os.fspath(path)) from error
 
 
 def read_config(path: str | os.PathLike) -> ModelConfig:
@@ -134,8 +140,9 @@ def restore(
             raise InputError(f"{folder}: array {extra[0]!r} is not one that {CONFIG} asks for")
         try:
             arrays = checkpointer.restore(folder, wanted)
-        except Exception as error:  # Orbax raises whatever its storage layer does
-            raise InputError(f"{folder} cannot be read ({error}): convert the checkpoint again") from error
+        except Exception as error:  # Orbax raises whatever its storage layer does, which alone names the array
+            why = reason(error.__cause__ or error)
+            raise InputError(f"{folder} cannot be read ({why}): convert the checkpoint again") from error
     return config, nnx.merge(graph, fill(state, arrays))
 
 
@@ -169,4 +176,6 @@ def _metadata(checkpointer: ocp.StandardCheckpointer, folder: Path) -> dict[str,
     try:
         return dict(checkpointer.metadata(folder).item_metadata.tree)
     except Exception as error:  # Orbax raises whatever its storage layer does
-        raise InputError(f"{folder} is not an Orbax checkpoint ({error}): convert the checkpoint again") from error
+        raise InputError(
+            f"{folder} is not an Orbax checkpoint ({reason(error)}): convert the checkpoint again"
+        ) from error

@@ -79,6 +79,8 @@ def embed(
         raise InputError(f"store dtype is {store_dtype!r}: choose {' or '.join(STORE_DTYPES)}")
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}: it must be at least 1")
+    if Path(store).is_file():
+        raise InputError(f"{store} is a file: name a folder")
     if shard_rows < 1:
         raise InputError(f"shard rows is {shard_rows}: it must be at least 1")
     what = identity(model, source, store_dtype, shard_rows)

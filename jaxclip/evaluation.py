@@ -20,7 +20,7 @@ from jaxclip import loader
 from jaxclip.data import imagenet_classnames, imagenet_templates, imagenet_wnids
 from jaxclip.datasets import Source, class_subset, label_map, open_source
 from jaxclip.errors import InputError
-from jaxclip.files import new_file
+from jaxclip.files import check_folder, new_file
 from jaxclip.loader import BadImage, Batch
 from jaxclip.mesh import batch_sharding, whole_batch
 from jaxclip.model import Model
@@ -216,6 +216,13 @@ def evaluate(
     """
     if isinstance(source, str | os.PathLike):
         source = open_source(source)
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}: it must be at least 1")
+    if out is not None:
+        check_folder(out)
+    stored = None if store is None else find(store, model, source)
+    if stored is not None:
+        check_bad(stored, skip_bad)
     names, answers, columns = label_space(source, classes, subset)
     W, b, described = _head(model, head, source, names, columns, templates)
     choices = answers[:, columns]
@@ -223,12 +230,10 @@ def evaluate(
     total = np.zeros(len(source.classes), int)
     right = np.zeros((len(source.classes), k), int)
     bad: list[BadImage] = []
-    stored = None if store is None else find(store, model, source)
     found: Iterator[tuple[Any, Batch]]
     if stored is None:
         found = representations(model, source, batch_size=batch_size, workers=workers, skip_bad=skip_bad)
     else:
-        check_bad(stored, skip_bad)
         found = _stored(stored, batch_size)
         bad += stored.bad_images
     with progress(f"{model.config.name} on {source.name}", len(source)) as advance:

@@ -1,6 +1,7 @@
 """Files that are whole or absent: everything is written under a temporary name, then renamed."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -45,6 +46,16 @@ def check_free(path: str | os.PathLike, overwrite: bool) -> None:
     """Raises an InputError where a command would replace what is there, before it does any work."""
     if occupied(path) and not overwrite:
         raise InputError(f"{path} exists already: name another folder, or pass --overwrite")
+
+
+def check_folder(path: str | os.PathLike) -> None:
+    """Raises the OSError that writing into a folder would end in, before there is anything to write; makes nothing."""
+    path = Path(path).absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 def occupied(path: str | os.PathLike) -> bool:

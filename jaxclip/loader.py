@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from jaxclip.config import Preprocess
 from jaxclip.datasets import Source
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, reason
 from jaxclip.preprocess import decode, preprocess
 
 
@@ -103,6 +103,20 @@ def in_workers(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
     return batches.to_iter_dataset(reading).mp_prefetch(options, worker_init_fn=_start_worker)
 
 
+@contextlib.contextmanager
+def deaths_named(name: str) -> Iterator[None]:
+    """Raises an InputError that says what to do where a worker process of a source has been killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise InputError(
+            f"a worker process of {name} died ({reason(error)}): where memory or /dev/shm is short, "
+            "take fewer workers, smaller batches, or threads (workers 0)"
+        ) from error
+
+
 def _batches(source, pixels, batch_size, workers, indices, skip_bad) -> Iterator[Batch]:
     load = functools.partial(_load, source, pixels)
     collate = functools.partial(_collate, pixels.size, batch_size)
@@ -119,17 +133,10 @@ def _batches(source, pixels, batch_size, workers, indices, skip_bad) -> Iterator
         starting = hidden_main() if workers else contextlib.nullcontext()
         while True:
             try:
-                with starting:
+                with starting, deaths_named(source.name):
                     batch = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "Worker process was terminated" not in str(error):
-                    raise
-                raise InputError(
-                    f"a worker process of {source.name} died ({error}): where memory or /dev/shm is short, "
-                    "take fewer workers, smaller batches, or threads (workers 0)"
-                ) from error
             starting = contextlib.nullcontext()
             if batch.bad and not skip_bad:
                 bad = batch.bad[0]

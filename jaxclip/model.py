@@ -69,8 +69,8 @@ class Model:
             InputError: ``images`` has another shape or type, or a layer does not exist.
 
         """  # noqa: D205
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise InputError(f"images have shape {images.shape}, not [n, height, width, 3]")
+        if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+            raise InputError(f"images have shape {images.shape}, not [n, height, width, 3] of at least one")
         if not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
             raise InputError(f"images are {images.dtype}: pass uint8 pixels, or floats that are normalised already")
         self._check_size(images.shape[1], images.shape[2])
@@ -92,7 +92,8 @@ class Model:
             InputError: The model has no text tower, or ``tokens`` is no matrix of integers of its context length.
         """
         text = self._text_config()
-        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.shape[1] > text.context_length:
+        integers = jnp.issubdtype(tokens.dtype, jnp.integer)
+        if tokens.ndim != 2 or not len(tokens) or not integers or tokens.shape[1] > text.context_length:
             raise InputError(
                 f"tokens are {tokens.dtype} {tokens.shape}, not integers [n, {text.context_length}]: use model.tokenize"
             )

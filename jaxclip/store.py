@@ -39,6 +39,8 @@ from jaxclip.model import Model
 MANIFEST = "manifest.json"
 SHARD_ROWS = 2048
 STORE_DTYPES = ("float32", "float16")
+_KEYS = ("identity", "model", "data", "n", "d", "shards")
+_SHARD_KEYS = ("sha256", "rows", "rounding", "bad_images")
 
 
 def identity(
@@ -275,10 +277,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
         InputError: It is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if missing := [key for key in (_KEYS if path.name == MANIFEST else _SHARD_KEYS) if key not in content]:
+            raise ValueError(f"{missing[0]!r} is missing")
+        return content
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path} is corrupt ({error}): remove it, and run the same `jaxclip embed` again") from error
 
 

@@ -185,6 +185,8 @@ def test_bad_tables():
         ("model,imagenet,imagenet_v2\na,0.5,63 %\n", "line 2, column imagenet_v2: '63 %' is not a number"),
         ("model,imagenet,imagenet_v2\na,0.5,63\n", "63 is not an accuracy from 0 to 1: divide percent by 100"),
         ("model,imagenet,imagenet_v2\na,0.5,nan\n", "nan is not an accuracy"),
+        ('model,"imagenet,imagenet_v2\na,0.5,0.5\n', r"line 2: not CSV \(unexpected end of data\)"),
+        ('model,imagenet,imagenet_v2\n"a,0.5,0.5\n', r"line 2: not CSV \(unexpected end of data\)"),
     ],
 )
 def test_bad_files_are_explained(tmp_path, text, message):

@@ -118,6 +118,16 @@ def test_sharded_safetensors_with_an_index(tensors, model, tmp_path: Path) -> No
         convert(folder, model, tmp_path / "out2")
 
 
+@pytest.mark.parametrize("length", [0x80, 0x3C20, 0x4B50])
+def test_safetensors_whose_header_begins_like_another_format(length: int, tmp_path: Path, monkeypatch) -> None:
+    """The length of the header comes first, and its bytes can be those of a pickle, of HTML or of a zip archive."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode().ljust(length)
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header + np.ones(2, np.float32).tobytes())
+    monkeypatch.setattr(sources, "_open_torch", None)
+    np.testing.assert_array_equal(sources.open_weights(str(path)).read("w"), np.ones(2))
+
+
 def _missing(tensors: dict, path: Path) -> None:
     del tensors["visual.ln_post.bias"]
     save_file(tensors, path)
@@ -212,6 +222,59 @@ def test_pytorch_wrappers_are_opened(tensors, model, tmp_path: Path) -> None:
         convert(tmp_path / "short.pt", model, tmp_path / "out")
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 20, 100, 200, 500, 1000, -1000, -200, -20, -1])
+def test_an_old_pytorch_file_that_is_cut_short_is_one_error(length: int, tensors, tmp_path: Path) -> None:
+    """PyTorch's readers raise what they please, without a message at times."""
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "old.pth"
+    torch.save({n: torch.from_numpy(x.copy()) for n, x in tensors.items()}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"old\.pth is (truncated or corrupt \(\S|refused)") as error:
+        sources.open_weights(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "raised", [EOFError(), IndexError("pop from empty list"), AssertionError(), TypeError("\nx\ny")]
+)
+def test_whatever_pytorch_raises_is_one_error(raised: Exception, tmp_path: Path, monkeypatch) -> None:
+    torch = pytest.importorskip("torch")
+
+    def load(*_: object, **__: object) -> None:
+        raise raised
+
+    torch.save({}, tmp_path / "w.pt")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(InputError, match=r"w\.pt is truncated or corrupt \([^\n]+\): download it again$"):
+        sources.open_weights(str(tmp_path / "w.pt"))
+
+
+def test_keys_that_are_no_names_are_left_out(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({0: torch.ones(2), "module.weight": torch.ones(3), None: torch.ones(4)}, tmp_path / "some.pt")
+    assert sources.open_weights(str(tmp_path / "some.pt")).shapes == {"weight": (3,)}
+    torch.save({0: torch.ones(2)}, tmp_path / "none.pt")
+    with pytest.raises(InputError, match=r"none\.pt holds no state dict"):
+        sources.open_weights(str(tmp_path / "none.pt"))
+
+
+def test_a_tensor_that_is_no_array_of_floats_is_one_error(tmp_path: Path) -> None:
+    """Sparse, without data, or of a type that NumPy does not have; the others of the file are read."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    bad = {"sparse": torch.eye(3).to_sparse(), "meta": torch.empty(3, device="meta")}
+    torch.save({**bad, "good": torch.ones(3)}, tmp_path / "w.pt")
+    save_torch({"float8": torch.ones(3).to(torch.float8_e4m3fn), "good": torch.ones(3)}, tmp_path / "w.safetensors")
+    for file, names in {"w.pt": bad, "w.safetensors": ["float8"]}.items():
+        opened = sources.open_weights(str(tmp_path / file))
+        for name in names:
+            with pytest.raises(InputError, match=rf"{file}: tensor {name} cannot be read \([^\n]+\): \w") as error:
+                opened.read(name)
+            assert "\n" not in str(error.value)
+        np.testing.assert_array_equal(opened.read("good"), np.ones(3))
+
+
 def test_wrong_names_and_places(tensors, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown model suggests the nearest; an absent path, a taken output and a missing --model are said."""
     save_file(tensors, tmp_path / "w.safetensors")
@@ -279,7 +342,7 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 @pytest.fixture
 def hub(tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Hugging Face's hub, as its client asks it: lab/clip of two revisions, lab/none of no weights, lab/shards of two
-    files. Yields what ends the connection.
+    files. Yields what ends the connection, or has the hub answer badly: "silent", "cut" or "html".
     """
     from huggingface_hub import constants
 
@@ -303,7 +366,13 @@ def hub(tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     }  # fmt: skip
 
     class Hub(http.server.BaseHTTPRequestHandler):
+        how = "well"
+
         def do_GET(self) -> None:
+            if self.how == "silent":
+                return
+            if self.how == "html":
+                return self.answer(b"<!DOCTYPE html><html>log in</html>", "", {"Content-Type": "text/html"})
             _, *parts = self.path.partition("?")[0].split("/")
             if parts[0] == "api":
                 repo, revision = "/".join(parts[2:4]), parts[5] if len(parts) > 4 else "main"
@@ -334,7 +403,8 @@ def hub(tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body or b"")
+                cut = self.how == "cut" and "safetensors" in self.path
+                self.wfile.write((body or b"")[: 1000 if cut else None])
 
         def log_message(self, *_: object) -> None: ...
 
@@ -346,7 +416,12 @@ def hub(tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    yield lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def change(how: str = "offline") -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", how == "offline")
+        monkeypatch.setattr(Hub, "how", how)
+
+    yield change
     server.shutdown()
     server.server_close()
 
@@ -382,12 +457,45 @@ def test_what_the_hub_does_not_have(hub, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("url", ["https://127.0.0.1:9/model.pt", "https://127.0.0.1/a model.pt", "https:///model.pt"])
+@pytest.mark.parametrize("how", ["silent", "cut", "html"])
+def test_a_hub_that_answers_badly_is_one_error(hub, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes the connection, in place of an answer or within the file, or answers with a login page."""
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # between retries
+    hub(how)
+    with pytest.raises(InputError, match=r"repository lab/clip cannot be read \(\w+: \S.*check the path") as error:
+        convert("lab/clip", None, tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1:9/model.pt",
+        f"https://127.0.0.1:9/model.pt?signature={'0' * 5000}",
+        "https://127.0.0.1/a model.pt",
+        "https:///model.pt",
+        "https://[bad/model.pt",
+        "https://127.0.0.1:9/mödel.pt",
+        "https://127.0.0.1:9/\udcff.pt",
+        "https://.example.org/x.pt",
+    ],
+)
 def test_a_url_that_leads_nowhere_is_one_error(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody listens, no URL, no host."""
+    """Nobody listens, no URL, no host, letters that a URL has not."""
     monkeypatch.setattr(sources, "CACHE", tmp_path / "cache")
-    with pytest.raises(InputError, match=r"cannot be downloaded.*download it by hand"):
+    with pytest.raises(InputError, match=r"cannot be downloaded \(\S.*\): download it by hand") as error:
         sources.open_weights(url)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["~nobodyhere/x.pt", "x" * 5000, "x/" * 5000, "\0"])
+def test_a_path_that_can_be_none_is_one_error(source: str) -> None:
+    """A home that nobody has, names that are too long for the system."""
+    with pytest.raises(InputError, match=r"(cannot be opened \(\S.*\)|does not exist): give a file") as error:
+        sources.open_weights(source)
+    assert len(str(error.value)) < 400
 
 
 def test_downloads_of_one_name_are_of_their_own_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,6 +530,21 @@ def test_only_a_checkpoint_is_overwritten(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says):
             checkpoint.save(path, cfg, arrays, overwrite=True)
     assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["all of it"]
+
+
+def test_a_damaged_checkpoint_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, that of the storage layer, which names the array's file; Orbax's own message has dozens."""
+
+    def restore(*_: object) -> None:  # as Orbax 0.12 does; the real one's abandoned reads would complain after pytest
+        raise Exception("Encountered error\n'base': {\n}") from ValueError("DATA_LOSS: a/params/x/0.0: Truncated\nat 1")
+
+    cfg = from_open_clip(CONFIG, "x")
+    arrays = {name: np.ones(leaf.shape, np.float32) for name, leaf in checkpoint.named(clip.abstract(cfg)).items()}
+    checkpoint.save(tmp_path / "out", cfg, arrays)
+    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "restore", restore)
+    says = "/params cannot be read (DATA_LOSS: a/params/x/0.0: Truncated): convert the checkpoint again"
+    with pytest.raises(InputError, match=re.escape(says)):
+        checkpoint.restore(tmp_path / "out")
 
 
 HF_VIT = {"model_type": "vit", "num_labels": 10}

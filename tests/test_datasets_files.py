@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -40,7 +41,7 @@ def wnids() -> list[str]:
 def fill(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
+        (folder / name).write_bytes(os.fsencode(name))
     return folder
 
 
@@ -147,6 +148,40 @@ def test_a_folder_called_as_a_data_set(tmp_path, monkeypatch):
     assert open_source("./cifar10").name == "cifar10" and len(open_source("cifar10/train")) == 1
     with pytest.raises(InputError, match="not prepared"):
         open_source("cifar10", data_dir=tmp_path / "nothing")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Left out, its class would be none, and the labels of those after it others. (Root reads whatever it likes.)"""
+    fill(tmp_path, "ant/1.jpg", "bee/1.jpg")
+    scandir = os.scandir
+
+    def refuses(path):
+        if os.fspath(path).endswith("ant"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    fails(f"{tmp_path / 'ant'} cannot be read (Permission denied)", tmp_path)
+
+
+def test_links(tmp_path, monkeypatch):
+    """Folders may be linked to; round in a circle each picture would come some forty times."""
+    fill(tmp_path, "elsewhere/1.jpg", "x/cat/1.jpg")
+    for name, to in (("x/cat/up", ".."), ("x/cat/above", tmp_path), ("x/dog", "../elsewhere"), ("elsewhere/x", "../x")):
+        (tmp_path / name).symlink_to(to)
+    assert open_source(tmp_path / "x").ids == ("cat/1.jpg", "dog/1.jpg")
+    monkeypatch.chdir(tmp_path / "x")
+    assert open_source(".").ids == ("cat/1.jpg", "dog/1.jpg")
+    (tmp_path / "x/cat/2.jpg").symlink_to("gone.jpg")
+    fails(f"{tmp_path / 'x/cat/2.jpg'} is a link that leads nowhere", tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["cat/\udcff.jpg", "\udcff/1.jpg"])
+def test_names_that_are_not_utf8_are_refused(name, tmp_path):
+    """A store or a table of results could not have them: hours later, when these are written."""
+    fill(tmp_path / "x", "dog/1.jpg", name)
+    for path in (tmp_path / "x", tar(tmp_path / "a.tar", {name: b"x"})):
+        fails(f"{path}: the name {name!a} is not in UTF-8", path)
 
 
 # --- archives --------------------------------------------------------------------------------------------------------

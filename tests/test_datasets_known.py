@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -23,9 +24,11 @@ from made_datasets import (
 )
 from PIL import Image
 
+from jaxclip.config import Preprocess
 from jaxclip.datasets import class_subset, concepts, label_map, named, open_source, prepare, print_table, table
 from jaxclip.datasets.subsets import objectnet
 from jaxclip.errors import InputError
+from jaxclip.loader import batches
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +42,16 @@ def fails(match: str, call, *args, **kwargs) -> str:
     with pytest.raises(InputError, match=re.escape(match)) as error:
         call(*args, **kwargs)
     return str(error.value)
+
+
+def broken_png() -> bytes:
+    """For which Pillow raises a SyntaxError: the length of a chunk is wrong, and so the next chunk's name."""
+    file = io.BytesIO()
+    Image.effect_noise((200, 200), 99).convert("RGB").save(file, "PNG")
+    content = bytearray(file.getvalue())
+    at = content.index(b"IDAT") - 1
+    content[at] ^= 8
+    return bytes(content)
 
 
 # --- class subsets ---------------------------------------------------------------------------------------------------
@@ -150,6 +163,7 @@ def test_a_bad_objectnet(objectnet_made, tmp_path):
     bad("a.zip", "images/tv has no pictures", **tv)
     bad("b.zip", "images/unicorn is no folder of ObjectNet", **{"objectnet-1.0/images/unicorn/1.png": b"x"})
     bad("c.zip", "cannot be decoded", **dict.fromkeys(tv, b"no picture"))
+    bad("g.zip", "cannot be decoded", **dict.fromkeys(tv, broken_png()))
     fails("has no images", prepare, "objectnet", write_zip(tmp_path / "d.zip", {"readme": b"x"}), tmp_path / "data")
     whole = (tmp_path / "a.zip").read_bytes()
     (tmp_path / "e.zip").write_bytes(whole[: len(whole) // 2])
@@ -218,6 +232,7 @@ def test_a_bad_broden(tmp_path):
     bad("has no images/dtd/g_0106.jpg", **{"broden1_224/images/dtd/g_0106.jpg": None})
     bad("has no images/ade20k/ADE_train_1_part_2.png", **{"broden1_224/images/ade20k/ADE_train_1_part_2.png": None})
     bad("cannot be decoded", **{"broden1_224/images/dtd/g_0106_color.png": b"x"})
+    bad("cannot be decoded", **{"broden1_224/images/dtd/g_0106_color.png": broken_png()})
     bad("has no label.csv", **{"broden1_224/label.csv": None})
     bad("has no index.csv", **{"broden1_224/index.csv": None})
     label = made["broden1_224/label.csv"]
@@ -287,3 +302,79 @@ def test_reading_needs_no_tensorflow(tmp_path):
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """Where Broden is."""
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare("broden", write_zip(folder / "broden.zip", broden_files()[0]), folder)
+    return folder
+
+
+def damaged(prepared: Path, name: str, content: bytes | None, tmp_path: Path) -> Path:
+    """A copy with one file other than it was."""
+    shutil.copytree(prepared, tmp_path / "data")
+    (file,) = (tmp_path / "data" / "broden" / "224" / "1.0.0").glob(name)
+    file.unlink() if content is None else file.write_bytes(content)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset_info.json", b""),
+        ("dataset_info.json", b"{}"),
+        ("dataset_info.json", None),
+        ("features.json", b""),
+        ("features.json", b"{}"),
+    ],
+)
+def test_damaged_metadata(name, content, prepared, tmp_path):
+    """The folder and what to do with it; the table, of all the other sets too, goes on."""
+    data = damaged(prepared, name, content, tmp_path)
+    for call in (open_source, prepare):
+        args = {"source": prepared} if call is prepare else {}
+        message = fails(f"{data / 'broden' / '224'} is damaged", call, "broden", data_dir=data, **args)
+        assert "remove it" in message and "jaxclip datasets prepare broden/224 --from FILE" in message
+    assert [row.prepared for row in table(data) if row.prepared] == ["224: damaged"]
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(100_000)], ids=["gone", "empty", "zeros"])
+def test_damaged_records(content, prepared, tmp_path):
+    """ArrayRecord raises RuntimeError, of which no one learns the set, and with which ``skip_bad`` does not help."""
+    source = open_source("broden", data_dir=damaged(prepared, "broden-train*", content, tmp_path))
+    said = fails("broden: record 0 cannot be read", source.__getitem__, 0)
+    assert f"remove {source.builder.data_path}" in said and source[3].image_bytes
+    fails("broden: record 0 cannot be read", concepts, source)
+    (batch,) = batches(source, Preprocess(8), 4, workers=0, skip_bad=True)
+    assert [bad.index for bad in batch.bad] == [0, 1, 2] and batch.mask.tolist() == [False, False, False, True]
+    if content is None:
+        fails("broden: broden-train.array_record-00000-of-00001 cannot be read", source.fingerprint)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}"], ids=["gone", "empty", "{}"])
+def test_damaged_categories(content, prepared, tmp_path):
+    source = open_source("broden", data_dir=damaged(prepared, "metadata.json", content, tmp_path))
+    fails("broden: metadata.json cannot be read", concepts, source)
+
+
+@pytest.mark.parametrize(
+    ("error", "comes_out"),
+    [
+        (RuntimeError("write() failed: No space left on device"), InputError),
+        (InputError("one line"), InputError),
+        (OSError(28, "No space left on device"), OSError),
+    ],
+)
+def test_a_preparation_that_fails_is_one_error(error, comes_out, tmp_path, monkeypatch):
+    """With a full disk ArrayRecord raises RuntimeError, for our own builders as for tfds's."""
+    import tensorflow_datasets as tfds
+
+    def download_and_prepare(self, **_):
+        raise error
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare)
+    with pytest.raises(comes_out, match=re.escape(str(error))) as caught:
+        prepare("broden", write_zip(tmp_path / "broden.zip", broden_files()[0]), tmp_path / "data")
+    assert caught.value is error or str(caught.value).startswith("tfds could not prepare broden/224: ")

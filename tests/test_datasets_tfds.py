@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tensorflow", reason="TensorFlow prepares tfds's data sets; reading them is tested without it")
+pytest.importorskip("dill", reason="tfds.testing imports it")
 
 import tensorflow_datasets as tfds
 from made_datasets import broden_files, jpeg, objectnet_files, write_folder, write_zip

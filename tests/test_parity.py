@@ -112,9 +112,8 @@ def test_hugging_face_folder(cfg: config.ModelConfig, tmp_path: Path) -> None:
     model = jaxclip.load_model(tmp_path / "out")
     for d in agree(model, module, source_format):
         assert d.relative < 5e-6, f"{d.what}: relative error {d.relative:.2e}"
-    if source_format == "hf_clip":
-        for d in verify(tmp_path / "hf", tmp_path / "out"):
-            assert d.relative < 5e-6 and d.cosine > 0.99999
+    for d in verify(tmp_path / "hf", tmp_path / "out"):
+        assert d.relative < 5e-6 and d.cosine > 0.99999
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224"])

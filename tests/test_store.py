@@ -434,9 +434,10 @@ def test_opening_says_what_is_wrong(tmp_path: Path, whole: Representations, sour
     embed(tiny_classifier(2), source, store, **SMALL)
     with pytest.raises(InputError, match=rf"several.*{whole.folder.name[:12]} \(tiny-clip on"):
         open_store(store)
-    (store / whole.folder.name / MANIFEST).write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json is corrupt"):
-        open_store(store, whole.folder.name)
+    for content in ("{", "{}", "3"):
+        (store / whole.folder.name / MANIFEST).write_text(content)
+        with pytest.raises(InputError, match=r"manifest\.json is corrupt"):
+            open_store(store, whole.folder.name)
 
 
 def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -41,3 +41,17 @@ def test_what_is_no_table_is_named(content: bytes, says: str, picture: Path, tmp
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(InputError, match=says):
         open_captions(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("row", [b",x", b"a\0.png,x", b".,x"], ids=["empty", "NUL", "folder"])
+def test_a_path_that_is_no_file_is_named_at_once(row: bytes, picture: Path, tmp_path: Path) -> None:
+    """Not by training, hours later, where an empty cell is the folder."""
+    (tmp_path / "a.csv").write_bytes(b"path,caption\na.png,y\n" + row + b"\n")
+    with pytest.raises(InputError, match=r"a\.csv, caption 2: there is no picture "):
+        open_captions(tmp_path / "a.csv")
+
+
+def test_a_line_without_its_path_is_named(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("caption,path\na dot\n")
+    with pytest.raises(InputError, match="a line has fewer columns"):
+        open_captions(tmp_path / "a.csv")

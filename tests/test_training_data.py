@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -14,7 +15,7 @@ import pytest
 from tiny import class_folders
 
 from jaxclip.config import Preprocess
-from jaxclip.datasets import open_source
+from jaxclip.datasets import Example, open_source
 from jaxclip.errors import InputError
 from jaxclip.tokenizer import load_tokenizer
 from jaxclip.training.augment import Augment
@@ -195,3 +196,34 @@ def test_bad_captions_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=said):
             open_captions(tmp_path / name)
+
+
+class Deadly:
+    """A source whose pictures kill the process that reads them."""
+
+    name, classes = "deadly", ("a",)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> Example:
+        os._exit(3)
+
+    def fingerprint(self) -> str:
+        return "deadly"
+
+
+def test_a_worker_that_dies_is_reported() -> None:
+    """As in the loader: where memory is short, fewer workers, and no traceback."""
+    data = class_batches(Deadly(), PIXELS, Augment(), 2, seed=0, workers=1)
+    with pytest.raises(InputError, match="worker process of deadly died"):
+        next(data)
+
+
+def test_a_picture_that_vanished_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.jpg").write_bytes(b"x")
+    data = class_batches(open_source(tmp_path), PIXELS, Augment(), 1, seed=0, workers=0)
+    (tmp_path / "cat" / "a.jpg").unlink()
+    with pytest.raises(InputError, match=r"cannot be trained on: .*cat/a\.jpg"):
+        next(data)

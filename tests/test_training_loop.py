@@ -1,5 +1,6 @@
 """The loop: kills, preemption, divergence, devices, what is kept, and the log."""
 
+import errno
 import json
 import os
 import platform
@@ -256,3 +257,16 @@ def test_a_step_takes_no_fresh_memory() -> None:
         process = subprocess.run([sys.executable, "-c", PAGES, mode], check=True, capture_output=True, text=True)
         faults[mode] = int(process.stdout)
     assert faults["keep"] < 8 < 16 < faults["leave"]  # where pages are huge, 64 MB are 32
+
+
+@pytest.mark.parametrize("call", ["save", "close"])
+def test_a_full_disk_is_an_error_of_the_system(call: str, step, tmp_path: Path, monkeypatch) -> None:
+    """TensorStore's ValueError would be a traceback; the command line has one line for this one."""
+
+    def full(*_: object, **__: object) -> None:
+        raise ValueError("INTERNAL: write failed [os_error_code='28'] [source locations='…']")
+
+    monkeypatch.setattr(loop.ocp.CheckpointManager, call, full)
+    with pytest.raises(OSError, match=str(tmp_path)) as caught:
+        fit(step, worker.batches(4), tmp_path, Schedule(2, save=2, log=1), seed=1)
+    assert caught.value.errno == errno.ENOSPC

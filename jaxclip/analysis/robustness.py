@@ -197,7 +197,10 @@ def _packaged(name: str) -> Accuracies:
 
 def _parse(text: str, where: str) -> Accuracies:
     reader = csv.DictReader(io.StringIO(text), strict=True)
-    header = reader.fieldnames or []
+    try:
+        header = reader.fieldnames or []
+    except csv.Error as error:
+        raise InputError(f"{where}, line {reader.reader.line_num}: not CSV ({error})") from None
     if unknown := [name for name in header if name not in ("model", *COLUMNS)]:
         raise InputError(f"{where}: unknown column {unknown[0]!r}; known are model, {', '.join(COLUMNS)}")
     for name in ("model", _FULL):
@@ -218,7 +221,7 @@ def _parse(text: str, where: str) -> Accuracies:
             for name, values in columns.items():
                 values.append(_cell(row[name], f"{line}, column {name}"))
     except csv.Error as error:
-        raise InputError(f"{where}, line {reader.line_num}: not CSV ({error})") from None
+        raise InputError(f"{where}, line {reader.reader.line_num}: not CSV ({error})") from None
     if not models:
         raise InputError(f"{where}: no model below the header")
     return Accuracies(tuple(models), {name: np.array(values) for name, values in columns.items()})

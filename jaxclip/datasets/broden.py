@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
-from PIL import Image
 
 from jaxclip.datasets.archive import Reader, open_reader
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, reason
+from jaxclip.preprocess import decode
 
 
 class Broden(tfds.core.GeneratorBasedBuilder):
@@ -111,11 +111,11 @@ def numbers(reader: Reader, cell: str) -> list[int]:
 
 def mask(reader: Reader, name: str) -> Int[np.ndarray, "h w"]:
     """The number of the label of each pixel: red + 256 · green."""
+    encoded = reader.read(f"images/{name}")
     try:
-        with Image.open(io.BytesIO(reader.read(f"images/{name}"))) as image:
-            pixels = np.asarray(image.convert("RGB"), np.int32)
-    except OSError as error:
-        raise InputError(f"{reader.where}: images/{name} cannot be decoded: {error}") from error
+        pixels = np.asarray(decode(encoded).convert("RGB"), np.int32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{reader.where}: images/{name} cannot be decoded: {reason(error)}") from error
     return pixels[..., 0] + 256 * pixels[..., 1]
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -28,6 +28,7 @@ TARS = (".tar", ".tar.gz", ".tgz")
 CACHE = Path.home() / ".cache" / "jaxclip"
 SAMPLE = 1024
 _SIDECARS = (".cls", ".json", ".txt")
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python has the bytes of a name that are none
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -102,24 +103,49 @@ def open_folder(path: Path, split: str | None = None, classes: Sequence[str] | N
             :func:`jaxclip.datasets.labels.to_labels` for the labels without it.
 
     Raises:
-        InputError: There is no picture, or a folder's name is no class.
+        InputError: There is no picture, or a folder's name is no class; a folder cannot be read, a link leads nowhere,
+            or a name is not UTF-8.
     """
     sizes = {}
-    for folder, inner, names in os.walk(path, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+    for folder, inner, names in os.walk(path, onerror=_unreadable, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".") and not _leads_back(path, Path(folder, name))]
         below = os.path.relpath(folder, path).replace(os.sep, "/") + "/"
         for name in filter(is_picture, names):
-            sizes[below.removeprefix("./") + name] = os.stat(f"{folder}/{name}").st_size  # noqa: PTH116 (many files)
+            try:
+                sizes[below.removeprefix("./") + name] = os.stat(f"{folder}/{name}").st_size  # noqa: PTH116 (many files)
+            except OSError as error:
+                _unreadable(error)
     if not sizes:
         raise InputError(f"{path} has no pictures ({', '.join(PICTURES)})")
     paths = sorted(sizes)
     keep, names_of_classes = class_names(paths, split, str(path))
     labels, classes = to_labels(names_of_classes, classes, str(path))
     ids = tuple(paths[i] for i in keep)
-    starts = np.zeros(len(ids), np.int64)
-    return FileSource(
-        path.resolve().name, classes, ids, labels, (path,), None, starts, np.array([sizes[i] for i in ids], np.int64)
-    )
+    name, starts = path.resolve().name, np.zeros(len(ids), np.int64)
+    _check_names(str(path), (name, *ids, *classes))
+    return FileSource(name, classes, ids, labels, (path,), None, starts, np.array([sizes[i] for i in ids], np.int64))
+
+
+def _unreadable(error: OSError) -> None:
+    link = Path(error.filename).is_symlink() and not Path(error.filename).exists()
+    raise InputError(
+        f"{error.filename} {'is a link that leads nowhere' if link else f'cannot be read ({error.strerror})'}: "
+        f"{'mend or remove it' if link else 'change its permissions, or move it elsewhere'}"
+    ) from error
+
+
+def _leads_back(root: Path, folder: Path) -> bool:
+    """Whether a folder is a link to one that it is in, on the way from the root or where that way really is."""
+    if not folder.is_symlink():
+        return False
+    target = folder.resolve()
+    above = [root / parent for parent in folder.relative_to(root).parents]
+    return any(parent.resolve().is_relative_to(target) for parent in above)
+
+
+def _check_names(where: str, names: Iterable[str]) -> None:
+    if (name := next(filter(_NOT_UTF8.search, names), None)) is not None:
+        raise InputError(f"{where}: the name {name!a} is not in UTF-8, as what is written of it must be: rename it")
 
 
 def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence[str] | None = None) -> FileSource:
@@ -131,7 +157,8 @@ def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence
     ``.tar.gz`` is first expanded into ``~/.cache/jaxclip``, once.
 
     Raises:
-        InputError: An archive is missing, damaged or cut short, or has no pictures; or a name is no class.
+        InputError: An archive is missing, damaged or cut short, or has no pictures; or a name is no class, or not
+            UTF-8.
     """
     where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     for path in paths:
@@ -170,8 +197,10 @@ def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence
     if len(set(ids)) < len(ids):
         twice = next(name for name, again in itertools.pairwise(sorted(ids)) if name == again)
         raise InputError(f"{where}: two pictures are called {twice}")
+    name = paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}"
+    _check_names(where, (name, *ids, *classes))
     return FileSource(
-        name=paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}",
+        name=name,
         classes=classes,
         ids=ids,
         labels=labels,

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 
 from jaxclip.datasets.source import Example, digest, unknown
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, reason
 from jaxclip.progress import progress
 
 
@@ -167,7 +167,7 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
-        record = self.records[index]
+        record = self.record(index)
         name = record.get("file_name", record.get("id"))
         return Example(
             id=f"{index:08}" if name is None else name.decode(),
@@ -178,6 +178,24 @@ class TfdsSource:
     def __repr__(self) -> str:
         return f"TfdsSource({self.name!r}, {len(self)} pictures)"
 
+    def record(self, index: int) -> dict[str, Any]:
+        """All that the data set has of a picture.
+
+        Raises:
+            InputError: Its file is missing or damaged.
+        """
+        try:
+            return self.records[index]
+        except Exception as error:  # ArrayRecord and tfds have errors of many kinds for a damaged file
+            raise self.damaged(f"record {index}", error) from error
+
+    def damaged(self, what: str, error: Exception) -> InputError:
+        """The error for a part of the prepared files that cannot be read."""
+        return InputError(
+            f"{self.name}: {what} cannot be read ({reason(error)}): remove {self.builder.data_path} and prepare it "
+            "again with `jaxclip datasets prepare`"
+        )
+
     def fingerprint(self) -> str:
         """A digest of version, split and classes, and of each file's part in the split, size, first and last 64 KiB.
 
@@ -185,12 +203,16 @@ class TfdsSource:
         """
         shards = []
         for shard in self.builder.info.splits[self.split].file_instructions:
-            with Path(shard.filename).open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - _END))
-                last = file.read()
-                file.seek(0)
-                shards.append((Path(shard.filename).name, shard.skip, shard.take, size, file.read(_END), last))
+            path = Path(shard.filename)
+            try:
+                with path.open("rb") as file:
+                    size = file.seek(0, os.SEEK_END)
+                    file.seek(max(0, size - _END))
+                    last = file.read()
+                    file.seek(0)
+                    shards.append((path.name, shard.skip, shard.take, size, file.read(_END), last))
+            except FileNotFoundError as error:
+                raise self.damaged(path.name, error) from error
         return digest([self.builder.info.full_name, self.split, self.classes, *shards])
 
 
@@ -203,7 +225,8 @@ def open_known(spec: str, split: str | None = None, data_dir: str | os.PathLike 
         data_dir: Where tfds keeps its data sets; its own default (``~/tensorflow_datasets``) where None.
 
     Raises:
-        InputError: It is not prepared (the message has the command), or not as ArrayRecord; it has no such split.
+        InputError: It is not prepared (the message has the command), or damaged, or not as ArrayRecord; it has no such
+            split.
     """
     import tensorflow_datasets as tfds
 
@@ -242,20 +265,24 @@ def concepts(source: TfdsSource) -> Concepts:
     """The concepts of Broden's pictures, in the source's order; no picture is decoded.
 
     Raises:
-        InputError: The source has no concepts.
+        InputError: The source has no concepts, or is damaged.
     """
     if not isinstance(source, TfdsSource) or "concepts" not in source.builder.info.features:
         raise InputError(f"{source.name} has no concepts: open broden")
     names = tuple(source.builder.info.features["concepts"].feature.names)
+    try:
+        categories = tuple(source.builder.info.metadata["concept_categories"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise source.damaged("metadata.json", error) from error
     present = []
     with progress("concepts", len(source)) as advance:
         for i in range(len(source)):
-            present.append(np.unique(source.records[i]["concepts"]))
+            present.append(np.unique(source.record(i)["concepts"]))
             advance(1)
     ends = np.cumsum([0, *map(len, present)])
     columns = np.concatenate(present) if present else np.zeros(0, int)
     matrix = scipy.sparse.csr_array((np.ones(len(columns), bool), columns, ends), shape=(len(source), len(names)))
-    return Concepts(matrix, names, tuple(source.builder.info.metadata["concept_categories"]))
+    return Concepts(matrix, names, categories)
 
 
 def prepare(
@@ -275,7 +302,8 @@ def prepare(
 
     Raises:
         InputError: The name is unknown, the source is missing, damaged or not what it should be; TensorFlow is needed
-            and not installed.
+            and not installed; what is prepared is damaged.
+        OSError: The system refuses something.
     """
     known, full_name = _resolve(spec)
     if known.manual and source is None:
@@ -294,6 +322,7 @@ def prepare(
         tfds.disable_progress_bar()
     if known.builder is not None:
         importlib.import_module(known.builder)
+    _prepared(full_name, data_dir)  # tfds's own error for a damaged one says nothing of that
     try:
         builder = tfds.builder(full_name, data_dir=data_dir)
     except ValueError as error:  # tfds lists the configurations
@@ -307,15 +336,17 @@ def prepare(
         config = tfds.download.DownloadConfig(manual_dir=manual, compute_stats="skip")
         try:
             builder.download_and_prepare(download_config=config, file_format="array_record")
-        except Exception as error:  # tfds has errors of many kinds for what is missing or damaged
-            if known.builder is not None:
-                raise
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # tfds has errors of many kinds for what is missing or damaged, or a full disk
             raise InputError(f"tfds could not prepare {full_name}: {error}") from error
     return {name: split.num_examples for name, split in builder.info.splits.items()}
 
 
 class Row(NamedTuple):
-    """A known data set: its published pictures, what is prepared here ("" for nothing), and how to get it."""
+    """A known data set: its published pictures, what is prepared here ("" for nothing, or that it is damaged), and how
+    to get it.
+    """  # noqa: D205
 
     name: str
     what: str
@@ -334,7 +365,11 @@ def table(data_dir: str | os.PathLike | None = None) -> list[Row]:
         configs = sorted(path.name for path in folder.glob("*") if path.is_dir()) if known.config else [""]
         prepared = []
         for config in configs:
-            builder = _prepared(f"{known.name}/{config}".rstrip("/"), data_dir)
+            try:
+                builder = _prepared(f"{known.name}/{config}".rstrip("/"), data_dir)
+            except InputError:
+                prepared.append(f"{config}: damaged" if config else "damaged")
+                continue
             if builder is not None:
                 splits = _sizes({name: split.num_examples for name, split in builder.info.splits.items()})
                 prepared.append(f"{config}: {splits}" if config else splits)
@@ -387,12 +422,22 @@ def _command(known: Known, spec: str) -> str:
 
 
 def _prepared(full_name: str, data_dir: str | os.PathLike | None) -> Any | None:
+    """The reader, tfds's, of what is prepared, or None where nothing is.
+
+    Raises:
+        InputError: What is prepared is damaged.
+    """
     import tensorflow_datasets as tfds
 
     try:
         return tfds.core.read_only_builder.builder_from_files(full_name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
         return None
+    except Exception as error:  # errors of many kinds for each of the files of metadata
+        raise InputError(
+            f"{_data_dir(data_dir) / full_name} is damaged ({reason(error)}): remove it and prepare it again with "
+            f"`{_command(_resolve(full_name)[0], full_name)}`"
+        ) from error
 
 
 def _data_dir(data_dir: str | os.PathLike | None) -> Path:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from jaxclip.datasets.archive import Reader, open_reader
 from jaxclip.datasets.subsets import label_map, objectnet
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, reason
+from jaxclip.preprocess import decode
 
 BORDER = 2  # pixels of red around every picture, against its use in training
 
@@ -74,11 +74,11 @@ def without_border(reader: Reader, name: str) -> bytes:
     Raises:
         InputError: It cannot be decoded, or is nothing but border.
     """
+    encoded, out = reader.read(name), io.BytesIO()
     try:
-        with Image.open(io.BytesIO(reader.read(name))) as image:
-            cropped = image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{reader.where}: {name} cannot be decoded: {error}") from error
-    out = io.BytesIO()
-    cropped.save(out, "PNG", compress_level=1)
+        image = decode(encoded)
+        cropped = image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))
+        cropped.save(out, "PNG", compress_level=1)
+    except (OSError, ValueError, SystemError) as error:
+        raise InputError(f"{reader.where}: {name} cannot be decoded: {reason(error)}") from error
     return out.getvalue()

@@ -7,6 +7,7 @@ import functools
 import glob
 import json
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from jaxtyping import Int, UInt8
 from jaxclip.config import Preprocess
 from jaxclip.datasets import FileSource, Source
 from jaxclip.datasets.files import expand_braces, is_picture, members_of, sample_key
-from jaxclip.errors import InputError
-from jaxclip.loader import default_workers, hidden_main, in_workers
+from jaxclip.errors import InputError, reason
+from jaxclip.loader import deaths_named, default_workers, hidden_main, in_workers
 from jaxclip.preprocess import decode
 from jaxclip.progress import progress
 from jaxclip.tokenizer import load_tokenizer
@@ -107,15 +108,15 @@ def _batches(
         raise InputError(f"workers is {workers}: it must be 0 (threads) or more")
     examples = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat(_EPOCHS).random_map(load)
     batches = examples[jax.process_index() :: processes].batch(batch_size // processes, batch_fn=_collate)
-    return _Batches(batches, workers)
+    return _Batches(source.name, batches, workers)
 
 
 class _Batches(grain.DatasetIterator):
     """Batches whose position is their number: those of Grain's own iterators differ with the number of workers."""
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
+    def __init__(self, name: str, batches: grain.MapDataset, workers: int):
         super().__init__()
-        self._batches, self._workers = batches, workers
+        self._name, self._batches, self._workers = name, batches, workers
         self._done = 0
         self._rest: grain.DatasetIterator | None = None
 
@@ -124,7 +125,7 @@ class _Batches(grain.DatasetIterator):
         if self._rest is None:
             self._rest = _read(self._batches[self._done :], self._workers)
             starting = hidden_main() if self._workers else starting
-        with starting:
+        with starting, deaths_named(self._name):
             batch = next(self._rest)
         self._done += 1
         return batch
@@ -156,11 +157,13 @@ def _read(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 def _picture(
     source: Source, pixels: Preprocess, cfg: Augment, index: int, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "s s 3"], int, str]:
-    example = source[index]
+    name = f"picture {index}"
     try:
-        return augment(decode(example.image_bytes), pixels, cfg, rng), example.label, example.id
-    except InputError as error:
-        raise InputError(f"{source.name}: {example.id} cannot be trained on: {error}") from None
+        example = source[index]
+        name = example.id
+        return augment(decode(example.image_bytes), pixels, cfg, rng), example.label, name
+    except (InputError, OSError) as error:
+        raise InputError(f"{source.name}: {name} cannot be trained on: {reason(error)}") from None
 
 
 def _labelled(source: Source, pixels: Preprocess, cfg: Augment, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -220,13 +223,17 @@ def open_captions(spec: str | os.PathLike, images: str | os.PathLike | None = No
     if not rows:
         raise InputError(f"{path} has no captions")
     sizes = []
-    for name, _ in rows:
+    for number, (name, _) in enumerate(rows, 1):
+        picture = os.path.join(root, name)  # noqa: PTH118 (many files)
         try:
-            sizes.append(os.stat(os.path.join(root, name)).st_size)  # noqa: PTH116, PTH118 (many files)
-        except OSError:
+            found = os.stat(picture)  # noqa: PTH116 (many files)
+        except (OSError, ValueError):
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode):
             raise InputError(
-                f"{path}: there is no picture {root / name}: name the pictures' folder by --images"
-            ) from None
+                f"{path}, caption {number}: there is no picture {picture!r}: name the pictures' folder by --images"
+            )
+        sizes.append(found.st_size)
     n = len(rows)
     source = FileSource(
         path.name,
@@ -249,7 +256,7 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
             for names in (("path", "caption"), ("filepath", "title")):
                 if set(names) <= set(columns):
                     rows = [(row[names[0]], row[names[1]]) for row in table]
-                    if None in (text for row in rows for text in row):
+                    if any(None in row for row in rows):
                         raise InputError(f"{path}: a line has fewer columns than the first")
                     return rows
         except UnicodeDecodeError as error:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from jaxclip.checkpoint import storage_errors
 from jaxclip.compiler import compiler_options
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
@@ -123,6 +124,7 @@ def fit(
     Raises:
         DivergedError: A loss or gradient is not finite.
         InputError: The batch does not divide by the devices, or tensorboardX is missing.
+        OSError: The disk is full, or another thing that the system refuses.
     """
     out, mesh = Path(out), train_mesh() if mesh is None else mesh
     everywhere, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
@@ -130,6 +132,7 @@ def fit(
     options = compiler_options(ynnpack_products=True)
     update = jax.jit(step.update, donate_argnums=0, out_shardings=(everywhere, everywhere), compiler_options=options)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(storage_errors(out))
         manager = stack.enter_context(_manager(out / CHECKPOINTS, scored=score is not None))
         stopped = stack.enter_context(_sigterm())
         if (found := manager.latest_step()) is not None:
