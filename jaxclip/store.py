@@ -140,9 +140,13 @@ class Representations:
         n, d = self.shape
         return f"Representations({n} x {d}, {self.manifest['model']['name']} on {self.name}, {self.folder})"
 
-    def __getitem__(self, rows: slice | Sequence[int] | Int[np.ndarray, " m"]) -> Float[np.ndarray, "m d"]:
-        """The given rows: only the shards that they lie in are read, one after the other."""
+    def __getitem__(self, rows: int | slice | Sequence[int] | Int[np.ndarray, " m"]) -> Float[np.ndarray, "*m d"]:
+        """The given rows, or one: only the shards that they lie in are read, one after the other."""
+        if isinstance(rows, tuple):
+            raise InputError("a store is indexed by rows: take the columns from what it gives")
         places = np.arange(len(self))[rows]
+        if places.ndim == 0:
+            return self[[int(places)]][0]
         out = np.empty((len(places), self.shape[1]), self.dtype)
         shard = np.searchsorted(self._starts, places, side="right") - 1
         for k in np.unique(shard):
@@ -224,7 +228,9 @@ def open_store(path: str | os.PathLike, key: str = "") -> Representations:
     manifests = {folder: read_json(folder / MANIFEST) for folder in folders}
     if len(folders) > 1:
         several = "; ".join(
-            f"{f.name[:12]} ({m['model']['name']} on {m['data']['name']})" if m else f"{f.name[:12]} (not finished)"
+            f"{f.name[:12]} ({m['model']['name']} on {m['data']['name']}, stored in {m['identity']['store_dtype']})"
+            if m
+            else f"{f.name[:12]} (not finished)"
             for f, m in manifests.items()
         )
         raise InputError(f"{path} has several representations, name one by its key: {several}")

@@ -444,6 +444,12 @@ def test_hub(hub, tensors, tmp_path: Path) -> None:
         sources.open_weights("hf-hub:lab/clip:model.safetensors")
 
 
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    """A mistyped relative path reads like org/name."""
+    with pytest.raises(InputError, match=r"there is no file weights/mine\.pt"):
+        sources.open_weights("weights/mine.pt")
+
+
 def test_what_the_hub_does_not_have(hub, tmp_path: Path) -> None:
     """One error each, that names the repository: no weights, no such file, revision, repository."""
     for name, message in {

@@ -430,7 +430,12 @@ def test_opening_says_what_is_wrong(tmp_path: Path, whole: Representations, sour
     store = tmp_path / "store"
     shutil.copytree(whole.folder, store / whole.folder.name)
     assert open_store(store).shape == open_store(store, whole.folder.name[:6]).shape == (21, 32)
-    assert open_store(store / whole.folder.name).shape == (21, 32)
+    opened = open_store(store / whole.folder.name)
+    assert opened.shape == (21, 32)
+    np.testing.assert_array_equal(opened[3], opened[:][3])
+    np.testing.assert_array_equal(opened[-1], opened[20:][0])
+    with pytest.raises(InputError, match="indexed by rows"):
+        opened[3:5, :2]
     embed(tiny_classifier(2), source, store, **SMALL)
     with pytest.raises(InputError, match=rf"several.*{whole.folder.name[:12]} \(tiny-clip on"):
         open_store(store)

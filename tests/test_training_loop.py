@@ -209,6 +209,16 @@ def test_the_last_steps_are_logged_and_scoring_takes_no_images_per_second(step, 
     assert speed > 12 / 2, "steps 5 to 7 took less than the two seconds of the scoring between them"
 
 
+def test_no_step_is_too_fast_to_be_true(step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that had ended when it was read had its time counted to the one before: thousands of times the speed."""
+    put = loop._on_devices
+    monkeypatch.setattr(loop, "_on_devices", lambda *args: (time.sleep(0.05), put(*args))[1])
+    fit(step, worker.batches(4), tmp_path, Schedule(8, save=2, log=1), seed=1)
+    lines = [json.loads(line) for line in (tmp_path / loop.METRICS).read_text().splitlines()]
+    speeds = [line["images_per_second"] for line in lines]
+    assert len(speeds) == 8 and max(speeds) < 20 * min(speeds[1:])
+
+
 def test_divergence_names_step_and_pictures(tmp_path: Path) -> None:
     """The error has the step and its batch, though it is noticed while the next step is under way; a file has all."""
     step = worker.toy_step(steps=8, accumulate=1, ema_decay=None)

@@ -144,24 +144,28 @@ def fit(
 
         def settle(left: int) -> None:
             """Reads the metrics of all but the last steps: reading waits for the device."""
-            while len(pending) > left:
-                one = pending.popleft()
-                metrics = {name: float(value) for name, value in one.metrics.items()}
+            read = [pending.popleft() for _ in range(len(pending) - left)]
+            if not read:
+                return
+            values = [{name: float(value) for name, value in one.metrics.items()} for one in read]
+            seconds = log.lap() / len(read)  # of each: those read at once may have ended long before
+            for one, metrics in zip(read, values, strict=True):
                 if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
                     manager.wait_until_finished()
                     file = _write_diverged(out, one.step, metrics, one.ids)
                     raise DivergedError(one.step, one.ids, metrics, manager.latest_step(), file)
-                log.add(one.step, metrics, one.pictures, write=schedule.due(one.step, schedule.log))
+                log.add(one.step, metrics, one.pictures, seconds, write=schedule.due(one.step, schedule.log))
 
         for number in range(done + 1, schedule.steps + 1):
             batch, ids, pictures = _on_devices(next(data), shared)
             state, metrics = update(state, batch)
+            if number == done + 1:
+                log.go_on()  # after compilation
             pending.append(_Pending(number, metrics, ids, pictures))
-            settle(left=1)
-            advance(1, log.note)
             stop, due = _all_agree(stopped, number), schedule.due(number, schedule.save)
+            settle(left=0 if stop or due else 1)
+            advance(1, log.note)
             if stop or due:
-                settle(left=0)
                 scores = dict(score(arrays(state, average=True))) if score is not None and due else {}
                 if scores:
                     log.write(number, scores)
@@ -334,10 +338,13 @@ class _Log:
         if self._events is not None:
             self._events.close()
 
-    def add(self, step: int, metrics: Mapping[str, float], pictures: int, *, write: bool) -> None:
-        """Takes a step's metrics in; ``write``: writes their means over the steps since it last did."""
+    def lap(self) -> float:
+        """Seconds since this was last asked, or :meth:`go_on`."""
         last, self._last = self._last, time.perf_counter()
-        seconds = self._last - last
+        return self._last - last
+
+    def add(self, step: int, metrics: Mapping[str, float], pictures: int, seconds: float, *, write: bool) -> None:
+        """Takes a step's metrics in; ``write``: writes their means over the steps since it last did."""
         self.note = f"loss {metrics['loss']:.3f}, {pictures / seconds:,.0f} images/s"
         self._sums.update(metrics)
         self._steps, self._pictures, self._seconds = self._steps + 1, self._pictures + pictures, self._seconds + seconds
@@ -349,7 +356,7 @@ class _Log:
 
     def go_on(self) -> None:
         """Leaves the time since the last step (scoring and saving) out of the images per second."""
-        self._last = time.perf_counter()
+        self.lap()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a line."""
