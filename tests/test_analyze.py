@@ -143,6 +143,19 @@ def test_cka_is_of_the_same_pictures(root: Path, tmp_path: Path) -> None:
         analyze.cka(one, analyze.finished(tmp_path)[0])
 
 
+def test_sets_of_other_classes_are_refused(root: Path, tmp_path: Path) -> None:
+    """Labels are numbers of a set's own classes: a head that has others would be right about other pictures."""
+    stored = [s for s in analyze.finished(root / "store") if s.classes and s.manifest["model"]["name"] == NAME]
+    one, other = stored[:2]
+    shutil.copytree(other.folder, tmp_path / other.folder.name)
+    manifest = json.loads((tmp_path / other.folder.name / MANIFEST).read_text())
+    manifest["data"]["classes"].reverse()
+    (tmp_path / other.folder.name / MANIFEST).write_text(json.dumps(manifest))
+    assert analyze.views(one, {other.name: other}, "full").keys() == {one.name, other.name}
+    with pytest.raises(InputError, match=f"{other.name} has other classes than {one.name}"):
+        analyze.views(one, {other.name: analyze.finished(tmp_path)[0]}, "full")
+
+
 def test_shares_that_are_pruned() -> None:
     """What was not tried has no value; a mean over sets is of all of them or none."""
     for fractions in ((), (0.5, 1.0), (0.0, 0.8, 0.5), (0.0, 80.0), (1.0, 0.8, 0.0)):
@@ -151,6 +164,8 @@ def test_shares_that_are_pruned() -> None:
     found = analyze.Pruning([0.0, 0.5, 1.0], {"a": [0.9, 0.8, 0.1], "b": [0.7, 0.6, 0.1]})
     assert found.at(found.accuracy["a"], 0.5) == 0.8 and np.isnan(found.at(found.accuracy["a"], 0.8))
     np.testing.assert_allclose(found.mean(["a", "b"]), [0.8, 0.7, 0.1])
+    fine = analyze.Pruning([0.0, 0.796, 0.799, 0.803], {})
+    assert fine.at([1.0, 0.7, 0.6, 0.5], 0.8) == 0.6, "the first within reach, not the nearest"
     assert np.isnan(found.mean(["a", "b", "c"])).all()
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from jaxclip.config import Preprocess
 from jaxclip.datasets import class_subset, concepts, label_map, named, open_source, prepare, print_table, table
-from jaxclip.datasets.subsets import objectnet
+from jaxclip.datasets.subsets import is_shift, objectnet, plain_name
 from jaxclip.errors import InputError
 from jaxclip.loader import batches
 
@@ -74,6 +74,8 @@ def test_the_authors_own_names_have_their_classes():
         np.testing.assert_array_equal(class_subset(name), class_subset("imagenet_a"))
     np.testing.assert_array_equal(class_subset("imagenet-r.tar.gz"), class_subset("imagenet_r"))
     assert class_subset("imagenet-sketch.tar") is None and class_subset("imagenet_val") is None
+    for name, known in (("imagenetv2-matched-frequency-format-val", "imagenet_v2"), ("sketch", "imagenet_sketch")):
+        assert plain_name(name) == known and is_shift(name), "it would be taken for ImageNet itself"
 
 
 def test_class_subsets_are_their_authors():

@@ -13,6 +13,11 @@ SHIFTS = ("imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet", "imagenet
 """ImageNet's five shifts, by name."""
 
 
+_ARCHIVES = {"imagenetv2_matched_frequency": "imagenet_v2", "imagenetv2_matched_frequency_format_val": "imagenet_v2",
+             "sketch": "imagenet_sketch"}  # fmt: skip
+"""Authors' archives, and the folders that they unpack to, which have another name than tfds's."""
+
+
 def class_subset(name: str) -> Int[np.ndarray, " m"] | None:
     """The ImageNet indices, ascending, between which a model chooses on a data set, or None where it is all 1,000.
 
@@ -66,7 +71,8 @@ def is_shift(name: str) -> bool:
 def _plain(name: str) -> list[str]:
     """The data set's name, then configuration and split."""
     base, *rest = re.split("[/:]", name)
-    return [re.sub(r"\.(tar|tar\.gz|tgz)$", "", base).replace("-", "_"), *rest]
+    base = re.sub(r"\.(tar|tar\.gz|tgz)$", "", base).replace("-", "_")
+    return [_ARCHIVES.get(base, base), *rest]
 
 
 @functools.cache
