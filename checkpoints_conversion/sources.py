@@ -108,9 +108,8 @@ def _locate(source: str) -> tuple[Path, str | None]:
     if is_file:
         return path, None
     hub_id = source.removeprefix("hf-hub:")
-    if source == hub_id and source.endswith((".pt", ".pth", ".bin", ".safetensors", ".json")):
-        raise InputError(f"there is no file {source}")
-    if source != hub_id or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
+    a_file = source.endswith((".pt", ".pth", ".bin", ".safetensors", ".json"))
+    if source != hub_id or (not a_file and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source)):
         return _from_hub(hub_id)
     raise InputError(f"{source} does not exist: give a file, a folder, a hub id (org/name) or a URL")
 

@@ -446,7 +446,7 @@ def test_hub(hub, tensors, tmp_path: Path) -> None:
 
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     """A mistyped relative path reads like org/name."""
-    with pytest.raises(InputError, match=r"there is no file weights/mine\.pt"):
+    with pytest.raises(InputError, match=r"weights/mine\.pt does not exist"):
         sources.open_weights("weights/mine.pt")
 
 
