@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxclip.analysis.rows import AnyArray, check_finite, matrix, on_device, row_slices, side_by_side
+from jaxclip.analysis.rows import AnyArray, check_finite, for_jit, matrix, row_slices, side_by_side
 from jaxclip.errors import InputError
 
 SMALL = 1e-15
@@ -72,7 +72,7 @@ def activation_kurtosis(h: Float[AnyArray, "n d"]) -> Float[Array, " n"]:
     h = matrix("h", h)
 
     def of_rows(rows: slice) -> Array:
-        kurtosis, deviation = _standardised(on_device(h[rows]))
+        kurtosis, deviation = _standardised(for_jit(h[rows]))
         _check(h, deviation, rows)
         return kurtosis
 
@@ -178,7 +178,7 @@ class ActivationStats:
 
 
 def _of_rows(h: AnyArray, rows: slice, threshold: float) -> ActivationStats:
-    kurtosis, deviation, sum_abs, above = jax.device_get(_block_sums(on_device(h[rows]), threshold))
+    kurtosis, deviation, sum_abs, above = jax.device_get(_block_sums(for_jit(h[rows]), threshold))
     _check(h, deviation, rows)
     kurtosis = kurtosis[~np.isnan(kurtosis)].astype(np.float64)
     mean = float(kurtosis.mean()) if kurtosis.size else 0.0

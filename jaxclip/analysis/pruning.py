@@ -16,8 +16,8 @@ from jaxclip.analysis.rows import (
     AnyArray,
     all_finite,
     check_finite,
+    for_jit,
     matrix,
-    on_device,
     row_slices,
     side_by_side,
     take,
@@ -100,7 +100,7 @@ def prune_sweep(
     tile = 128 if jax.default_backend() == "cpu" else BLOCK
 
     def count(some: slice) -> np.ndarray:
-        found, finite = _right(on_device(h[some]), targets[some], *arguments, rows=tile)
+        found, finite = _right(for_jit(h[some]), targets[some], *arguments, rows=tile)
         if not finite:
             check_finite("h", jnp.asarray(h[some], jnp.float32), some.start)
         return np.asarray(found)

@@ -62,9 +62,9 @@ def row_slices(x: Any, size: int = BLOCK) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def on_device(x: Any) -> Array:
-    """``x`` as a device array; whole numbers as float32, since ``jit`` would cut those of 64 bits."""
-    return jnp.asarray(x, jnp.float32) if jnp.issubdtype(x.dtype, jnp.integer) else jnp.asarray(x)
+def for_jit(x: Any) -> Any:
+    """``x``, but whole numbers as float32, since ``jit`` would cut those of 64 bits."""
+    return jnp.asarray(x, jnp.float32) if jnp.issubdtype(x.dtype, jnp.integer) else x
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
