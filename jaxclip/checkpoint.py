@@ -61,7 +61,7 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
     )
     leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in arrays.items()}
     chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
-    with new_directory(path, overwrite) as folder, _no_merge_is_meant():
+    with new_directory(path, overwrite) as folder, without_advice():
         with storage_errors(path), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save((folder / PARAMS).absolute(), leaves, save_args=chunks)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
@@ -153,12 +153,13 @@ def fill(state: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
 
 
 @contextlib.contextmanager
-def _no_merge_is_meant() -> Iterator[None]:
-    """Keeps Orbax from warning that there are no OCDBT files to merge."""
+def without_advice() -> Iterator[None]:
+    """Keeps Orbax from warning of what is meant: no OCDBT files to merge, and a save that waits for the one before."""
     logger = logging.getLogger("absl")
 
     def other(record: logging.LogRecord) -> bool:
-        return "Skipping merge of OCDBT" not in record.getMessage()
+        message = record.getMessage()
+        return "Skipping merge of OCDBT" not in message and "Waiting for previous save" not in message
 
     logger.addFilter(other)
     try:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from jaxclip.checkpoint import storage_errors
+from jaxclip.checkpoint import storage_errors, without_advice
 from jaxclip.compiler import compiler_options
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
@@ -133,6 +133,7 @@ def fit(
     update = jax.jit(step.update, donate_argnums=0, out_shardings=(everywhere, everywhere), compiler_options=options)
     with contextlib.ExitStack() as stack:
         stack.enter_context(storage_errors(out))
+        stack.enter_context(without_advice())
         manager = stack.enter_context(_manager(out / CHECKPOINTS, scored=score is not None))
         stopped = stack.enter_context(_sigterm())
         if (found := manager.latest_step()) is not None:
