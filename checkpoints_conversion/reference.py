@@ -55,9 +55,14 @@ def _load_by_transformers(module: Any, weights: Weights) -> None:
     transformers.utils.logging.disable_progress_bar()
     state = {name: torch.from_numpy(weights.read(name)).reshape(shape) for name, shape in weights.shapes.items()}
     loaded, info = type(module).from_pretrained(None, config=module.config, state_dict=state, output_loading_info=True)
-    for kind, said in (("unexpected_keys", "the reference model has no tensor"), ("missing_keys", "has no tensor")):
-        if wrong := sorted(name for name in info[kind] if not is_not_parameter(name)):
-            raise InputError(f"{weights.path}: {said} {wrong[0]!r}" + (", which it needs" if "miss" in kind else ""))
+    unexpected, missing = (
+        sorted(name for name in info[kind] if not is_not_parameter(name))
+        for kind in ("unexpected_keys", "missing_keys")
+    )
+    if unexpected:
+        raise InputError(f"the reference model has no tensor {unexpected[0]!r}")
+    if missing:
+        raise InputError(f"{weights.path} has no tensor {missing[0]!r}, which the reference model needs")
     module.load_state_dict(loaded.state_dict())
 
 

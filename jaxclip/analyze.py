@@ -381,8 +381,9 @@ def views(reference: Representations, others: Mapping[str, Representations], x: 
     Raises:
         InputError: A set has other classes than the reference, so that its labels are numbers of other classes.
     """
+    names = class_names(reference)
     for name, stored in others.items():
-        if class_names(stored) != class_names(reference):
+        if class_names(stored) != names:
             raise InputError(
                 f"{name} has other classes than {reference.name} ({stored.folder}): open it with the same classes"
             )

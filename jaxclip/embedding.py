@@ -18,7 +18,7 @@ from jaxclip.datasets import Source
 from jaxclip.errors import InputError
 from jaxclip.evaluation import representations
 from jaxclip.files import sha256
-from jaxclip.loader import BadImage
+from jaxclip.loader import BadImage, check_batch_size
 from jaxclip.mesh import batch_sharding, together, whole_batch
 from jaxclip.model import Model
 from jaxclip.models.clip import representation_size
@@ -77,8 +77,7 @@ def embed(
     """
     if store_dtype not in STORE_DTYPES:
         raise InputError(f"store dtype is {store_dtype!r}: choose {' or '.join(STORE_DTYPES)}")
-    if batch_size < 1:
-        raise InputError(f"batch size is {batch_size}: it must be at least 1")
+    check_batch_size(batch_size)
     if Path(store).is_file():
         raise InputError(f"{store} is a file: name a folder")
     if shard_rows < 1:

@@ -21,7 +21,7 @@ from jaxclip.data import imagenet_classnames, imagenet_templates, imagenet_wnids
 from jaxclip.datasets import Source, class_subset, label_map, open_source
 from jaxclip.errors import InputError
 from jaxclip.files import check_folder, new_file
-from jaxclip.loader import BadImage, Batch
+from jaxclip.loader import BadImage, Batch, check_batch_size
 from jaxclip.mesh import batch_sharding, whole_batch
 from jaxclip.model import Model
 from jaxclip.models.clip import representation_size
@@ -216,8 +216,7 @@ def evaluate(
     """
     if isinstance(source, str | os.PathLike):
         source = open_source(source)
-    if batch_size < 1:
-        raise InputError(f"batch size is {batch_size}: it must be at least 1")
+    check_batch_size(batch_size)
     if out is not None:
         check_folder(out)
     stored = None if store is None else find(store, model, source)

@@ -70,8 +70,7 @@ def batches(
     Raises:
         InputError: A picture cannot be decoded (unless ``skip_bad``); or an argument is out of range.
     """
-    if batch_size < 1:
-        raise InputError(f"batch size is {batch_size}: it must be at least 1")
+    check_batch_size(batch_size)
     if indices is None:
         indices = range(len(source))
     least, most = np.min(indices, initial=0), np.max(indices, initial=-1)
@@ -82,6 +81,12 @@ def batches(
     if workers < 0:
         raise InputError(f"workers is {workers}: it must be 0 (threads) or more")
     return _batches(source, pixels, batch_size, workers, indices, skip_bad)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises an InputError for one below 1; for those who have work to do before they ask for a batch."""
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}: it must be at least 1")
 
 
 def default_workers(pictures: int) -> int:

@@ -195,9 +195,10 @@ def _check(h: AnyArray, deviation: Float[Any, " b"], rows: slice) -> None:
         check_finite("h", jnp.asarray(h[rows], jnp.float32), rows.start)
         row = rows.start + int(np.flatnonzero(~finite)[0])
         raise InputError(f"h: row {row} has values whose squares exceed float32: scale the representations down")
-    for row in rows.start + np.flatnonzero(deviation < SMALL):
-        if np.ptp(np.asarray(h[row], np.float64)):
-            raise InputError(f"h: row {row} has values whose squares float32 takes for 0: scale the representations up")
+    small = rows.start + np.flatnonzero(deviation < SMALL)
+    if small.size and (varies := np.ptp(np.asarray(h[small], np.float64), axis=1) > 0).any():
+        row = small[varies][0]
+        raise InputError(f"h: row {row} has values whose squares float32 takes for 0: scale the representations up")
 
 
 @jax.jit

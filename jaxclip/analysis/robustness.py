@@ -197,20 +197,17 @@ def _packaged(name: str) -> Accuracies:
 
 def _parse(text: str, where: str) -> Accuracies:
     reader = csv.DictReader(io.StringIO(text), strict=True)
+    models: list[str] = []
     try:
         header = reader.fieldnames or []
-    except csv.Error as error:
-        raise InputError(f"{where}, line {reader.reader.line_num}: not CSV ({error})") from None
-    if unknown := [name for name in header if name not in ("model", *COLUMNS)]:
-        raise InputError(f"{where}: unknown column {unknown[0]!r}; known are model, {', '.join(COLUMNS)}")
-    for name in ("model", _FULL):
-        if header.count(name) != 1:
-            raise InputError(f"{where}: the header needs the column {name!r} once: model,{','.join(COLUMNS[:6])}")
-    if not set(header) & set(SHIFTS) or len(set(header)) < len(header):
-        raise InputError(f"{where}: give each column once, and at least one of {', '.join(SHIFTS)}")
-    models: list[str] = []
-    columns: dict[str, list[float]] = {name: [] for name in header if name != "model"}
-    try:
+        if unknown := [name for name in header if name not in ("model", *COLUMNS)]:
+            raise InputError(f"{where}: unknown column {unknown[0]!r}; known are model, {', '.join(COLUMNS)}")
+        for name in ("model", _FULL):
+            if header.count(name) != 1:
+                raise InputError(f"{where}: the header needs the column {name!r} once: model,{','.join(COLUMNS[:6])}")
+        if not set(header) & set(SHIFTS) or len(set(header)) < len(header):
+            raise InputError(f"{where}: give each column once, and at least one of {', '.join(SHIFTS)}")
+        columns: dict[str, list[float]] = {name: [] for name in header if name != "model"}
         for row in reader:
             line = f"{where}, line {reader.line_num}"
             if None in row or None in row.values():

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+_ROOT, _CUBE = (2 / math.pi) ** 0.5, 0.044715
+"""Of the tanh form of GELU (Hendrycks and Gimpel 2016): ``x / 2 (1 + tanh(root (x + cube x³)))``."""
+
 
 def _gelu(x: Array) -> Array:
     """By erf, as PyTorch: jax.nn's erfc takes a CPU twice as long."""
@@ -23,10 +26,6 @@ def _gelu_slope(x: Array) -> Array:
 def _gelu_tanh_slope(x: Array) -> Array:
     rest = jax.nn.sigmoid(-(_ROOT * x * (2 + 2 * _CUBE * x * x)))
     return (1 - rest) * (1 + rest * x * _ROOT * (2 + 6 * _CUBE * x * x))
-
-
-_ROOT, _CUBE = (2 / math.pi) ** 0.5, 0.044715
-"""Of the tanh form of GELU (Hendrycks and Gimpel 2016): ``x / 2 (1 + tanh(root (x + cube x³)))``."""
 
 
 def _quick_gelu_slope(x: Array) -> Array:

@@ -161,7 +161,7 @@ def fit(
             batch, ids, pictures = _on_devices(next(data), shared)
             state, metrics = update(state, batch)
             if number == done + 1:
-                log.go_on()  # after compilation
+                log.lap()  # leaves compilation out of the images per second
             pending.append(_Pending(number, metrics, ids, pictures))
             stop, due = _all_agree(stopped, number), schedule.due(number, schedule.save)
             settle(left=0 if stop or due else 1)
@@ -173,7 +173,7 @@ def fit(
                 if keep is not None and due:
                     keep(number, arrays(state, average=True))
                 _save(manager, number, state, data, scores)
-                log.go_on()
+                log.lap()  # and scoring and saving
             if stop:
                 manager.wait_until_finished()
                 raise SystemExit(128 + signal.SIGTERM)
@@ -340,7 +340,7 @@ class _Log:
             self._events.close()
 
     def lap(self) -> float:
-        """Seconds since this was last asked, or :meth:`go_on`."""
+        """Seconds since this was last asked."""
         last, self._last = self._last, time.perf_counter()
         return self._last - last
 
@@ -354,10 +354,6 @@ class _Log:
             self.write(step, {**means, "images_per_second": self._pictures / self._seconds})
             self._sums.clear()
             self._steps, self._pictures, self._seconds = 0, 0, 0.0
-
-    def go_on(self) -> None:
-        """Leaves the time since the last step (scoring and saving) out of the images per second."""
-        self.lap()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a line."""
