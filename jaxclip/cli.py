@@ -119,8 +119,8 @@ def evaluate(
         classes: The classes to choose between: a text file with one name a line, or a JSON object from the data's own
             class to its name in prompts. Left out: ImageNet's, or the data's own.
         templates: A text file with one sentence a line, {} where the class name goes. Left out: ImageNet's 80.
-        subset: Choose only between the ImageNet classes of imagenet_a, imagenet_r or objectnet. Left out: as the data's
-            name says.
+        subset: Choose only between the ImageNet classes of imagenet_a, imagenet_r or objectnet, and leave out pictures
+            of others. Left out: as the data's name says.
         batch_size: Pictures that go through the model at once.
         workers: Processes that decode pictures; 0 decodes in threads. Left out: by the number of cores.
         dtype: Type of the computation.

@@ -82,7 +82,7 @@ class Evaluation:
         per_class: One for each class that has pictures, in the order of the data's labels.
         bad_images: The pictures that could not be decoded, which no number counts.
         model: Provenance of the model: its name and where its weights are from.
-        data: Provenance of the data: name, fingerprint, number of pictures.
+        data: Provenance of the data: name, fingerprint, number of pictures; the subset whose pictures count, if named.
         head: What the head is: of the model, from text, or given; the classes that it chooses between.
         jaxclip: The version of the tool.
         stored: Where the representations were read from; None where the pictures were.
@@ -201,8 +201,9 @@ def evaluate(
             the name that prompts call it. None means ImageNet's 1,000 where the data's labels are WNIDs, else the
             data's own classes.
         templates: Prompts of the zero-shot head; None means ImageNet's 80.
-        subset: Choose only between the ImageNet classes of a shift set (``imagenet_a``, ``imagenet_r``, ``objectnet``).
-            None means the source's own, which are all 1,000 where it is not one of these.
+        subset: Choose only between the ImageNet classes of a shift set (``imagenet_a``, ``imagenet_r``, ``objectnet``),
+            and leave out pictures of other classes. None means the source's own, which are all 1,000 where it is not
+            one of these; then a picture of another class is an error.
         batch_size: Pictures that go through the model at once. The last batch is padded: there is one compilation.
         workers: As in :func:`jaxclip.loader.batches`.
         skip_bad: Leave out pictures that cannot be decoded, and list them in the result.
@@ -230,22 +231,30 @@ def evaluate(
     right = np.zeros((len(source.classes), k), int)
     bad: list[BadImage] = []
     found: Iterator[tuple[Any, Batch]]
+    indices: Sequence[int] = range(len(source))
     if stored is None:
-        found = representations(model, source, batch_size=batch_size, workers=workers, skip_bad=skip_bad)
+        if subset is not None:
+            indices = [i for i in indices if _may_count(source, i, answered)]
+        found = representations(
+            model, source, batch_size=batch_size, workers=workers, indices=indices, skip_bad=skip_bad
+        )
     else:
         found = _stored(stored, batch_size)
-        bad += stored.bad_images
-    with progress(f"{model.config.name} on {source.name}", len(source)) as advance:
+        bad += [b for b in stored.bad_images if subset is None or _may_count(source, b.index, answered)]
+    with progress(f"{model.config.name} on {source.name}", len(indices)) as advance:
         for h, batch in found:
+            advance(len(batch.ids))
+            if subset is not None:
+                batch = batch._replace(mask=batch.mask & ((batch.labels < 0) | answered[batch.labels]))
             _check_labels(source, batch, answered)
             _check_finite(source, batch, h)
             hits = np.asarray(top_k_hits(h, W, b, batch.labels, on_device, k=k))
             np.add.at(total, batch.labels[batch.mask], 1)
             np.add.at(right, batch.labels[batch.mask], hits[batch.mask])
             bad += batch.bad
-            advance(int(batch.mask.sum()) + len(batch.bad))
     if not total.any():
-        raise InputError(f"{source.name} has no picture that can be decoded (of {len(source)})")
+        where = "" if subset is None else f" and is of a class of {subset}"
+        raise InputError(f"{source.name} has no picture that can be decoded{where} (of {len(source)})")
     result = Evaluation(
         top1=Accuracy.of(int(right[:, 0].sum()), int(total.sum())),
         top5=Accuracy.of(int(right[:, -1].sum()), int(total.sum())),
@@ -259,7 +268,7 @@ def evaluate(
         ),
         bad_images=tuple(bad),
         model={"name": model.config.name, "source": model.config.source, "dtype": str(model.dtype)},
-        data={"name": source.name, "images": len(source), "fingerprint": source.fingerprint()},
+        data={"name": source.name, "images": len(source), "fingerprint": source.fingerprint(), "subset": subset},
         head=described,
         stored=None if stored is None else str(stored.folder),
     )
@@ -378,11 +387,24 @@ def _head(
     return W[columns], b[columns], described
 
 
+def _may_count(source: Source, index: int, answered: Bool[np.ndarray, " l"]) -> bool:
+    """Whether a picture is of a class that may be chosen, or has no label or cannot be read: others see to that."""
+    try:
+        label = source[index].label
+    except (InputError, OSError):
+        return True
+    return label < 0 or bool(answered[label])
+
+
 def _check_labels(source: Source, batch: Batch, answered: Bool[np.ndarray, " l"]) -> None:
     """Raises an InputError where a picture's label is none, or has no right answer among the choices."""
     for row in np.flatnonzero(batch.mask & ((batch.labels < 0) | ~answered[batch.labels])):
         label = batch.labels[row]
-        trouble = "has no label" if label < 0 else f"is of class {source.classes[label]!r}, which is not to choose from"
+        trouble = (
+            "has no label: accuracy needs one"
+            if label < 0
+            else f"is of class {source.classes[label]!r}, which is not to choose from: --subset leaves such out"
+        )
         raise InputError(f"{source.name}: picture {batch.ids[row]} {trouble}")
 
 

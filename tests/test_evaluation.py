@@ -18,8 +18,10 @@ from tiny import cache_size, changed, class_folders, tiny_classifier, tiny_clip,
 
 from jaxclip.data import imagenet_classnames, imagenet_wnids
 from jaxclip.datasets import Example, class_subset, label_map, open_source
+from jaxclip.embedding import embed
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy, evaluate, label_space, representations, top_k_hits
+from jaxclip.models.clip import representation_size
 from jaxclip.zero_shot import zero_shot_head
 
 TEMPLATES = ("a photo of a {}.", "a drawing of the {}.")
@@ -217,6 +219,33 @@ def test_shift_set_chooses_between_its_own_classes(imagenet_samples: list[Path],
         tiny_clip(), dataclasses.replace(source, name="downloaded"), head=(W, b), subset="imagenet_a", workers=0
     )
     assert again.top1 == found.top1
+    # Of all of ImageNet, the same pictures count, and the other 800 classes' are in no total.
+    whole = Listed("imagenet2012", tuple(imagenet_wnids()), [(path, i) for i, path in enumerate(imagenet_samples)])
+    of_all = evaluate(tiny_clip(), whole, head=(W, b), subset="imagenet_a", workers=0)
+    assert of_all.top1 == found.top1 and of_all.per_class == found.per_class and of_all.data["subset"] == "imagenet_a"
+    source = dataclasses.replace(whole, name="imagenet_a")
+    with pytest.raises(InputError, match=r"n01440764.*not to choose from: --subset"):
+        evaluate(tiny_clip(), source, head=(W, b), workers=0)
+
+
+def test_subset_of_a_store_is_that_of_the_pictures(imagenet_samples: list[Path], tmp_path: Path) -> None:
+    """Pictures of other classes are left out alike; so are damaged ones of theirs, which are in a store's list."""
+    allowed = np.asarray(class_subset("imagenet_r"))
+    chosen = [*allowed[:20], *np.setdiff1d(np.arange(1000), allowed)[:20]]
+    pictures = [(imagenet_samples[i], int(i)) for i in chosen]
+    for row in (5, 30):
+        pictures[row] = tmp_path / f"{row}.JPEG", pictures[row][1]
+        pictures[row][0].write_bytes(b"no picture")
+    source = Listed("imagenet2012", tuple(imagenet_wnids()), pictures)
+    model = tiny_clip()
+    head = np.random.default_rng(0).normal(size=(1000, representation_size(model.config.vision)))
+    embed(model, source, tmp_path / "store", workers=0, skip_bad=True)
+    direct, stored = (
+        evaluate(model, source, head=head, subset="imagenet_r", workers=0, skip_bad=True, store=store)
+        for store in (None, tmp_path / "store")
+    )
+    assert stored.stored and direct.top1.total == 19 and [b.index for b in direct.bad_images] == [5]
+    assert dataclasses.replace(stored, stored=None) == direct
 
 
 def test_objectnet_labels_are_right_in_any_of_their_classes() -> None:
