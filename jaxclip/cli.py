@@ -276,7 +276,8 @@ def robustness(
         accuracies: A CSV of your models: model, imagenet, imagenet_v2, imagenet_r, imagenet_sketch, objectnet,
             imagenet_a; accuracies from 0 to 1.
         out: The folder to write the tables and the figure to.
-        x: ImageNet accuracy on all classes, or on the classes of each shift.
+        x: ImageNet accuracy on all classes, or on the classes of each shift: columns imagenet_on_imagenet_r,
+            imagenet_on_objectnet and imagenet_on_imagenet_a, by `jaxclip evaluate --subset` of ImageNet.
         seed: Of the bootstrap intervals.
     """
     from experiments.effective_robustness import run

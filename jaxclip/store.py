@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,21 @@ def model_digest(model: Model) -> str:
     """SHA-256 of the architecture and of every parameter's name, shape and bytes.
 
     The same for the same weights wherever they lie: neither the name, the source nor Orbax's files (which differ each
-    time they are written) are in it. About a second for each GB.
+    time they are written) are in it. About a second for each GB, over
+    the number of cores.
     """
     config = {name: value for name, value in model.config.to_json().items() if name not in ("name", "source")}
     state = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, leaf in sorted(checkpoint.named(model.params).items()):
+
+    def of_one(name: str, leaf: Any) -> bytes:
         array = np.ascontiguousarray(leaf)
-        state.update(f"{name} {array.dtype} {array.shape}".encode())
-        state.update(array.data)
+        part = hashlib.sha256(f"{name} {array.dtype} {array.shape}".encode())
+        part.update(array.data)
+        return part.digest()
+
+    with ThreadPoolExecutor() as pool:
+        for part in pool.map(of_one, *zip(*sorted(checkpoint.named(model.params).items()), strict=True)):
+            state.update(part)
     return state.hexdigest()
 
 

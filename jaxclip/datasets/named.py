@@ -8,14 +8,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import scipy.sparse
 
 from jaxclip.datasets.source import Example, digest, unknown
 from jaxclip.errors import InputError, reason
 from jaxclip.progress import progress
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +258,7 @@ class Concepts(NamedTuple):
     and its category (that in which most pictures have it).
     """  # noqa: D205
 
-    matrix: scipy.sparse.csr_array
+    matrix: "csr_array"
     names: tuple[str, ...]
     categories: tuple[str, ...]
 
@@ -267,6 +269,8 @@ def concepts(source: TfdsSource) -> Concepts:
     Raises:
         InputError: The source has no concepts, or is damaged.
     """
+    from scipy.sparse import csr_array
+
     if not isinstance(source, TfdsSource) or "concepts" not in source.builder.info.features:
         raise InputError(f"{source.name} has no concepts: open broden")
     names = tuple(source.builder.info.features["concepts"].feature.names)
@@ -281,7 +285,7 @@ def concepts(source: TfdsSource) -> Concepts:
             advance(1)
     ends = np.cumsum([0, *map(len, present)])
     columns = np.concatenate(present) if present else np.zeros(0, int)
-    matrix = scipy.sparse.csr_array((np.ones(len(columns), bool), columns, ends), shape=(len(source), len(names)))
+    matrix = csr_array((np.ones(len(columns), bool), columns, ends), shape=(len(source), len(names)))
     return Concepts(matrix, names, categories)
 
 
