@@ -48,22 +48,22 @@ CASES = {
 }
 
 
-def measure(label: str, device: str = "cuda") -> dict[str, Any]:
+def measure(label: str) -> dict[str, Any]:
     """The seconds of each contestant's batches, the arithmetic of one, and the most memory of the card."""
     peer, batch, train = CASES[label]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         weights = alone(make, peer, folder, batch if train else 64)
-        found = (_train if train else _encode)(label, peer, weights, folder, batch, device)
+        found = (_train if train else _encode)(label, peer, weights, folder, batch)
         return {"batch": batch, "product flop": PRODUCTS * 2 * GEMM**3, **found}
 
 
-def _encode(label: str, peer: Peer, weights: Path, folder: Path, batch: int, device: str) -> dict[str, Any]:
+def _encode(label: str, peer: Peer, weights: Path, folder: Path, batch: int) -> dict[str, Any]:
     from checkpoints_conversion.verify import difference
 
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(process(_our_encoder, folder, batch, device))
-        theirs = stack.enter_context(process(_their_encoder, peer, weights, folder, batch, device))
+        ours = stack.enter_context(process(_our_encoder, folder, batch))
+        theirs = stack.enter_context(process(_their_encoder, peer, weights, folder, batch))
         runs: dict[str, Callable[[], Turn]] = {
             "jaxclip": lambda: ours("encode"),
             "PyTorch": lambda: theirs("encode"),
@@ -84,15 +84,15 @@ def _encode(label: str, peer: Peer, weights: Path, folder: Path, batch: int, dev
         }
 
 
-def _train(label: str, peer: Peer, weights: Path, folder: Path, batch: int, device: str) -> dict[str, Any]:
-    with process(_our_step, folder, device) as ours:
+def _train(label: str, peer: Peer, weights: Path, folder: Path, batch: int) -> dict[str, Any]:
+    with process(_our_step, folder) as ours:
         found = {"machine": ours("card").value, "flop": 3 * ours("flop").value * batch}
         losses = {"jaxclip": ours("step").value}
         ours("step")
         ours("gemm")
         seconds = take_turns({"XLA GEMM": lambda: ours("gemm"), "jaxclip": lambda: ours("step")}, seconds=SECONDS)
         memory = {"jaxclip": ours("memory").value}
-    with process(_their_step, peer, weights, folder, device) as theirs:
+    with process(_their_step, peer, weights, folder) as theirs:
         losses["PyTorch"] = theirs("step").value
         training.check_losses(label, "bfloat16", losses["jaxclip"], losses["PyTorch"])
         theirs("step")
@@ -127,8 +127,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _our_encoder(folder: Path, batch: int, device: str) -> Functions:
-    functions = _card(device)
+def _our_encoder(folder: Path, batch: int) -> Functions:
+    functions = _card()
     import jax.numpy as jnp
 
     import jaxclip
@@ -142,8 +142,8 @@ def _our_encoder(folder: Path, batch: int, device: str) -> Functions:
     }
 
 
-def _our_step(folder: Path, device: str) -> Functions:
-    functions = _card(device)
+def _our_step(folder: Path) -> Functions:
+    functions = _card()
     from benchmarks.flops import encoder_flops, text_flops
     from jaxclip.checkpoint import read_config
 
@@ -155,8 +155,8 @@ def _our_step(folder: Path, device: str) -> Functions:
     return functions | training.step_of_jaxclip(folder, "bfloat16") | {"flop": forward}
 
 
-def _card(device: str) -> Functions:
-    os.environ.update(JAX_PLATFORMS=f"{device},cpu", XLA_PYTHON_CLIENT_PREALLOCATE="false")  # PyTorch has the card too
+def _card() -> Functions:
+    os.environ.update(JAX_PLATFORMS="cuda,cpu", XLA_PYTHON_CLIENT_PREALLOCATE="false")  # PyTorch has the card too
     import jax
 
     from jaxclip.compiler import compiler_options
@@ -172,11 +172,11 @@ def _card(device: str) -> Functions:
     }
 
 
-def _their_encoder(peer: Peer, weights: Path, folder: Path, batch: int, device: str) -> Functions:
+def _their_encoder(peer: Peer, weights: Path, folder: Path, batch: int) -> Functions:
     import torch
 
-    tower = torch_model(peer, weights).visual.to(device, torch.bfloat16)
-    images = torch_images(peer, _pictures(folder, batch)).to(device, torch.bfloat16)
+    tower = torch_model(peer, weights).visual.to("cuda", torch.bfloat16)
+    images = torch_images(peer, _pictures(folder, batch)).to("cuda", torch.bfloat16)
     compiled = torch.compile(tower)
 
     def encode(encoder: Any) -> Any:
@@ -190,10 +190,10 @@ def _their_encoder(peer: Peer, weights: Path, folder: Path, batch: int, device: 
     }
 
 
-def _their_step(peer: Peer, weights: Path, folder: Path, device: str) -> Functions:
+def _their_step(peer: Peer, weights: Path, folder: Path) -> Functions:
     import torch
 
-    step = training.step_of_torch(peer, weights, folder, "bfloat16", device)
+    step = training.step_of_torch(peer, weights, folder, "bfloat16", "cuda")
     return step | {"memory": torch.cuda.max_memory_allocated}
 
 

@@ -51,8 +51,8 @@ def measure(label: str) -> dict[str, Any]:
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The Markdown table, and the sentence on the study."""
-    lines = ["| images/s | " + " | ".join(f"{n} devices" for n in DEVICES)]
-    lines[0] += " | " + " | ".join(f"{n} processes" for n in PROCESSES) + " |"
+    lines = ["| images/s | " + " | ".join(f"{n} device{'s' * (n > 1)}" for n in DEVICES)]
+    lines[0] += " | " + " | ".join(f"{n} process{'es' * (n > 1)}" for n in PROCESSES) + " |"
     lines.append("| --- |" + " --- |" * (len(DEVICES) + len(PROCESSES)))
     for label, result in results.items():
         speeds = [*result["devices"].values(), *result["processes"].values()]

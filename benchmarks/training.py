@@ -65,17 +65,17 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _answers(batch: int, context_length: int = 77, vocabulary: int = 49408) -> tuple[np.ndarray, np.ndarray]:
+def _answers(batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Made-up captions (token ids that end in end-of-text) and labels."""
     random = np.random.default_rng(0)
-    tokens = random.integers(1, vocabulary - 2, (batch, context_length))
-    tokens[:, -1] = vocabulary - 1
+    tokens = random.integers(1, 49406, (batch, 77))
+    tokens[:, -1] = 49407
     return tokens, random.integers(0, 1000, batch)
 
 
 def step_of_jaxclip(folder: Path, dtype: str) -> Functions:
     """Our side: "step" makes one, and gives its loss."""
-    from jaxclip.memory import keep_memory
+    from jaxclip.machine import keep_memory
 
     keep_memory()
     import jax

@@ -38,9 +38,6 @@ def describe(configs: dict[str, Any], name: str) -> ModelConfig | None:
         return config.from_open_clip(configs["open_clip_config.json"], name, "open_clip_config.json")
     data = configs.get("config.json", {})
     pixels = configs.get("preprocessor_config.json", {})
-    for file, content in configs.items():
-        if not isinstance(content, dict):
-            raise InputError(f"{file} is {content!r}, not a JSON object")
     if "architecture" in data and "pretrained_cfg" in data:
         return config.checked("config.json", lambda: _timm(data, name))
     if "model_type" not in data:

@@ -4,7 +4,6 @@ For each architecture the reference library's own factory builds the model, ever
 random, the library saves it in its own format, jaxclip converts it, and both encode the same pictures and sentences.
 """
 
-import argparse
 import dataclasses
 import json
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import tyro
 
 import jaxclip
 from checkpoints_conversion import reference
@@ -198,11 +198,12 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Runs the cases (all that have no result yet), keeps their results, and puts the table into the README."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--only", default="", help="run only the cases whose label contains this, results or not")
-    only = parser.parse_args().only
+def main(only: str = "") -> None:
+    """Run the cases (all that have no result yet), keep their results, and put the table into the README.
+
+    Args:
+        only: Run only the cases whose label contains this, results or not.
+    """
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for case in CASES:
         if only not in case.label or (not only and case.label in results):
@@ -221,4 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -295,7 +295,7 @@ def _torchvision_vit(cfg: ModelConfig) -> torch.nn.Module:
         vision.heads,
         vision.width,
         vision.mlp_width,
-        num_classes=cfg.num_classes or 0,
+        num_classes=cfg.num_classes,
         norm_layer=partial(torch.nn.LayerNorm, eps=vision.norm_eps),
     )
 

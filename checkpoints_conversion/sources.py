@@ -16,10 +16,9 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensor
 import numpy as np
 
 from jaxclip.errors import InputError, reason
-from jaxclip.files import new_file, sha256
+from jaxclip.files import cache_folder, new_file, sha256
 from jaxclip.progress import progress
 
-CACHE = Path.home() / ".cache" / "jaxclip"
 # Where a hub repository keeps its weights and its description, best first.
 WEIGHT_FILES = (
     "model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
@@ -73,7 +72,7 @@ def open_weights(source: str, expected_digest: str | None = None) -> Weights:
     digests = [sha256(file) for file in files]
     digest = digests[0] if files == [path] else hashlib.sha256("".join(digests).encode()).hexdigest()
     if expected_digest is not None and digest != expected_digest:
-        if path.is_relative_to(CACHE):
+        if path.is_relative_to(cache_folder()):
             path.unlink()  # the same command downloads it again
         raise InputError(f"{path} has SHA-256 {digest}, not {expected_digest}: download it again")
     configs = {name: _read_json(folder / name) for name in CONFIG_FILES if (folder / name).is_file()}
@@ -152,7 +151,7 @@ def _from_hub(hub_id: str) -> tuple[Path, str]:
 def _download(url: str) -> Path:
     try:
         name = url.rsplit("/", 1)[-1][-100:]  # signed URLs are longer than a file's name can be
-        path = CACHE / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+        path = cache_folder("downloads", hashlib.sha256(url.encode()).hexdigest()[:16], name)
         if path.is_file():
             return path
         with urllib.request.urlopen(url, timeout=60) as response, new_file(path, "wb") as file:

@@ -14,7 +14,7 @@ from experiments.study import Study
 from jaxclip import report
 from jaxclip.analysis import SHIFTS, Accuracies, EffectiveRobustness, effective_robustness, standard_models
 from jaxclip.analyze import IMAGENET
-from jaxclip.sections import Section, accuracy_table
+from jaxclip.sections import Section, accuracy_table, title
 
 
 def run(study: Study) -> Section:
@@ -26,8 +26,8 @@ def run(study: Study) -> Section:
         er = {} if result is None else mean_robustness(found, result)
         accuracy_table(section, found, study.about, er)
         if result is not None:
-            columns, base = (_as_imagenet(study, table) for table in (studies.columns(found), studies.baselines(study)))
-            assert columns is not None
+            columns, baselines = _as_imagenet(study, studies.columns(found)), studies.baselines(study)
+            base = None if baselines is None else _as_imagenet(study, baselines)
             mine = [model for name in found for model in study.models if model.name == name]
             sets, backbones = tuple(m.training_set for m in mine), tuple(m.backbone for m in mine)
             _scatter(
@@ -37,7 +37,7 @@ def run(study: Study) -> Section:
                 study.options.x,
                 "measured",
                 base,
-                studies.title(study.reference),
+                title(study.reference),
             )
     if study.reference == IMAGENET:
         published = registry_models()
@@ -79,9 +79,9 @@ def _published_table(section: Section, group: Group, result: EffectiveRobustness
     )
 
 
-def _as_imagenet(study: Study, table: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+def _as_imagenet(study: Study, table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Accuracies by set, with the reference's under the name that effective robustness has for it."""
-    return None if table is None else {"imagenet" if k == study.reference else k: v for k, v in table.items()}
+    return {"imagenet" if k == study.reference else k: v for k, v in table.items()}
 
 
 def _scatter(

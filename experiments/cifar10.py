@@ -6,7 +6,7 @@
 skipped where that is there; a training run that was killed goes on from its last checkpoint.
 """
 
-from jaxclip.memory import keep_memory
+from jaxclip.machine import keep_memory
 
 if __name__ == "__main__":
     keep_memory()

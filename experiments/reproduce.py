@@ -5,7 +5,7 @@ What is there runs, what is missing is named; results that an earlier run left i
     python -m experiments.reproduce --config experiments/configs/paper.py
 """
 
-from jaxclip.memory import keep_memory
+from jaxclip.machine import keep_memory
 
 if __name__ == "__main__":
     keep_memory()

@@ -18,7 +18,7 @@ from experiments.accuracy_and_er import mean_robustness
 from experiments.study import Study, StudyModel
 from jaxclip import report
 from jaxclip.evaluation import Accuracy
-from jaxclip.sections import Section
+from jaxclip.sections import Section, title
 
 
 class Point(NamedTuple):
@@ -44,7 +44,7 @@ def run(study: Study) -> Section:
     if not found:
         section.text(report.notice("Not run: no line has representations of both ends and of a model in between."))
         return section
-    reference = studies.title(study.reference)
+    reference = title(study.reference)
     with report.style():
         fig = Figure(figsize=(report.WIDE, 3.2))
         for ax, y, label in zip(
@@ -70,7 +70,7 @@ def run(study: Study) -> Section:
     section.table(
         ["Fine-tuned model", "Alpha", reference, "Mean of the shifts", "ER"],
         [
-            [name, p.alpha, report.Estimate(p.accuracy.value, p.accuracy.low, p.accuracy.high), _cell(p.shifted), p.er]
+            [name, p.alpha, report.Estimate(p.accuracy.value, p.accuracy.low, p.accuracy.high), p.shifted, p.er]
             for name, points in found.items()
             for p in points
         ],
@@ -112,10 +112,6 @@ def _er(point: Point) -> float:
 
 def _shifted(point: Point) -> float:
     return point.shifted
-
-
-def _cell(x: float) -> float | None:
-    return None if np.isnan(x) else x
 
 
 def _said(name: str, points: list[Point]) -> str:

@@ -338,7 +338,7 @@ def activations(reference: Representations, options: Options = Options()) -> Act
 
 def rank(head: Head, reference: Representations, options: Options = Options()) -> PrivilegedDirections:
     """The head's directions, ranked on the reference set."""
-    return privileged_directions(head.W, cast(Array, reference), options.importance)  # type: ignore[arg-type]
+    return privileged_directions(head.W, cast(Array, reference), options.importance)
 
 
 def directions(ranked: PrivilegedDirections, options: Options = Options()) -> Directions:
@@ -363,7 +363,7 @@ def prune(head: Head, ranked: PrivilegedDirections, data: Labelled, options: Opt
     for row, right in zip(table, several, strict=True):
         row[: len(right)] = right
     return prune_sweep(
-        head.W,  # type: ignore[arg-type]
+        head.W,
         cast(Array, data.h),
         table[data.labels],
         options.fractions,
@@ -443,7 +443,7 @@ def summarise_concepts(
     counts = concept_counts(
         cast(Array, stored),
         found.matrix,
-        directions,  # type: ignore[arg-type]
+        directions,
         options.concept_threshold,
         options.negatives,
         key=jax.random.key(options.seed),
@@ -517,7 +517,7 @@ def cka(a: Representations, b: Representations) -> float:
     if np.array_equal(a.indices, b.indices):
         return linear_cka(cast(Array, a), cast(Array, b))
     _, in_a, in_b = np.intersect1d(a.indices, b.indices, return_indices=True)
-    return linear_cka(a[in_a], b[in_b])  # type: ignore[arg-type]
+    return linear_cka(a[in_a], b[in_b])
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jaxclip.errors import InputError
+from jaxclip.files import cache_folder
 
 if TYPE_CHECKING:
     from jaxclip.datasets import Source
@@ -290,15 +291,15 @@ class _TrainingOptions:
     """What `finetune` and `train` have in common."""
 
     epochs: float | None = None
-    """Passes over the data. Left out, as the next four: the recipe's."""
+    """Passes over the data. Left out: the recipe's."""
     batch_size: int | None = None
-    """Pictures of a step."""
+    """Pictures of a step. Left out: the recipe's."""
     learning_rate: float | None = None
-    """At its peak."""
+    """The peak learning rate. Left out: the recipe's."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the computation; parameters are float32."""
+    """Type of the computation; parameters are float32. Left out: the recipe's."""
     seed: int | None = None
-    """Of the initialisation, the order, the augmentation and the rest."""
+    """Of the initialisation, the order, the augmentation and the rest. Left out: the recipe's."""
     split: str | None = None
     """Which split of labelled data. Left out: train, where the data is a known data set."""
     data_dir: Path | None = None
@@ -356,7 +357,7 @@ def finetune(
         data: Training data: a folder, a tar or a data set's name, as for `jaxclip evaluate`.
         out: The folder to write: `last` and, with --validation, `best` are checkpoints, and so is `zero_shot`, what it
             began as. The same command again goes on with a run that was killed.
-        mode: End to end; linear probe, then end to end; or the head alone.
+        mode: full: end to end; lp-ft: the head alone, then end to end; head: the head alone.
         config: The recipe: a name in experiments/configs or a .py file.
         probe_epochs: Passes over the data for the linear probe of lp-ft. Left out: one.
         classes: As for `jaxclip evaluate`.
@@ -431,8 +432,8 @@ def train(
 
 
 def interpolate(
-    a: Annotated[Path, tyro.conf.Positional],
-    b: Annotated[Path, tyro.conf.Positional],
+    a: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="A")],
+    b: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="B")],
     /,
     *,
     out: Path,
@@ -445,7 +446,7 @@ def interpolate(
         a: The checkpoint at alpha 0: the zero_shot folder that `jaxclip finetune` wrote.
         b: The checkpoint at alpha 1: its last or best.
         out: The folder for alpha_0.50 and so on.
-        alpha: Where on the line.
+        alpha: The weights of B.
         overwrite: Replace folders that exist.
     """
     from jaxclip.interpolate import interpolate_checkpoints
@@ -483,7 +484,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def _start(distributed: bool = False) -> None:
     """Before anything else is imported, which may start threads."""
-    from jaxclip.memory import keep_memory
+    from jaxclip.machine import keep_memory
 
     keep_memory()
     if distributed:
@@ -528,8 +529,7 @@ def _keep_compiled() -> None:
     Those of a fifth of a second and more, not of one: a ViT-B/32 takes 0.9 s, of each command.
     """
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(cache) / "jaxclip" / "compiled"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("compiled")))
 
 
 def _fail(message: str) -> int:

@@ -137,7 +137,7 @@ _VISION_TYPES = {"vit": ViT, "clip_resnet": CLIPResNet, "resnet": ResNet}
 class ModelConfig:
     """A whole model: a CLIP when ``text`` is set, a classifier when ``num_classes`` is.
 
-    Args:
+    Attributes:
         name: The registry's name, or one the user gave.
         vision: The image tower.
         preprocess: What its pictures go through.
@@ -299,57 +299,6 @@ def _from_open_clip(config: dict[str, Any], name: str, where: str) -> ModelConfi
         if len(set(image_size)) != 1:
             raise InputError(f"{where}: vision_cfg.image_size = {image_size} is not square, which is not supported")
         image_size = image_size[0]
-    width, layers, embed_dim = vision.get("width", 768), vision.get("layers", 12), model["embed_dim"]
-    head_width = vision.get("head_width", 64)
-    tower: Vision
-    if isinstance(layers, list | tuple):
-        depths = typing.cast(tuple[int, int, int, int], tuple(layers))
-        tower = CLIPResNet(image_size, depths, width, width * 32 // head_width, embed_dim)
-    else:
-        attention = vision.get("attentional_pool", False)
-        if isinstance(attention, str):
-            raise InputError(f"{where}: vision_cfg.attentional_pool = {attention!r} is not supported")
-        pool_type = vision.get("pool_type", "tok")
-        if attention and pool_type != "tok":
-            raise InputError(f"{where}: attentional pooling with pool_type {pool_type!r} is not supported")
-        if pool_type not in ("tok", "avg"):
-            raise InputError(f"{where}: vision_cfg.pool_type = {pool_type!r} is not supported")
-        tower = ViT(
-            image_size=image_size,
-            patch_size=vision.get("patch_size", 16),
-            width=width,
-            layers=layers,
-            heads=width // head_width,
-            mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
-            output_dim=embed_dim,
-            activation=activation,
-            norm_eps=(vision.get("norm_kwargs") or {}).get("eps", 1e-5),
-            pre_norm=not vision.get("no_ln_pre", False),
-            pool="attention" if attention else {"tok": "class", "avg": "average"}[pool_type],  # type: ignore[arg-type]
-            norm_after_pool=vision.get("final_ln_after_pool", False) and not attention,
-            pool_heads=vision.get("attn_pooler_heads", 8),
-            pool_queries=vision.get("attn_pooler_queries", 256),
-            layer_scale=vision.get("ls_init_value") is not None,
-        )
-    text_width = text.get("width", 512)
-    text_tower = Text(
-        context_length=text.get("context_length", 77),
-        vocab_size=text.get("vocab_size", 49408),
-        width=text_width,
-        layers=text.get("layers", 12),
-        heads=text.get("heads", 8),
-        mlp_width=int(text_width * text.get("mlp_ratio", 4.0)),
-        output_dim=embed_dim,
-        activation=activation,
-        norm_eps=(text.get("norm_kwargs") or {}).get("eps", 1e-5),
-        causal=not text.get("no_causal_mask", False),
-        pool=text.get("pool_type", "argmax"),
-        eos_id=text.get("eos_id", 2) if text.get("pool_type") == "eos" else 49407,
-        projection_bias=text.get("proj_bias", False),
-        layer_scale=text.get("ls_init_value") is not None,
-    )
-    if text_tower.pool not in ("argmax", "eos", "first", "last"):
-        raise InputError(f"{where}: text_cfg.pool_type = {text_tower.pool!r} is not supported")
     pixels = config.get("preprocess_cfg", {})
     if pixels.get("resize_mode", "shortest") not in ("shortest", "squash"):
         raise InputError(f"{where}: preprocess_cfg.resize_mode = {pixels['resize_mode']!r} is not supported")
@@ -360,4 +309,65 @@ def _from_open_clip(config: dict[str, Any], name: str, where: str) -> ModelConfi
         mean=tuple(pixels.get("mean", OPENAI_MEAN)),
         std=tuple(pixels.get("std", OPENAI_STD)),
     )
+    tower = _open_clip_vision(vision, model["embed_dim"], image_size, activation, where)
+    text_tower = _open_clip_text(text, model["embed_dim"], activation, where)
     return ModelConfig(name, tower, preprocess, text_tower, logit_bias=model.get("init_logit_bias") is not None)
+
+
+def _open_clip_vision(
+    vision: dict[str, Any], embed_dim: int, image_size: int, activation: Activation, where: str
+) -> Vision:
+    width, layers = vision.get("width", 768), vision.get("layers", 12)
+    head_width = vision.get("head_width", 64)
+    if isinstance(layers, list | tuple):
+        depths = typing.cast(tuple[int, int, int, int], tuple(layers))
+        # The pool after the last stage has open_clip's number of heads, for 32 times the stem's width.
+        return CLIPResNet(image_size, depths, width, width * 32 // head_width, embed_dim)
+    attention = vision.get("attentional_pool", False)
+    if isinstance(attention, str):
+        raise InputError(f"{where}: vision_cfg.attentional_pool = {attention!r} is not supported")
+    pool_type = vision.get("pool_type", "tok")
+    if attention and pool_type != "tok":
+        raise InputError(f"{where}: attentional pooling with pool_type {pool_type!r} is not supported")
+    if pool_type not in ("tok", "avg"):
+        raise InputError(f"{where}: vision_cfg.pool_type = {pool_type!r} is not supported")
+    return ViT(
+        image_size=image_size,
+        patch_size=vision.get("patch_size", 16),
+        width=width,
+        layers=layers,
+        heads=width // head_width,
+        mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
+        output_dim=embed_dim,
+        activation=activation,
+        norm_eps=(vision.get("norm_kwargs") or {}).get("eps", 1e-5),
+        pre_norm=not vision.get("no_ln_pre", False),
+        pool="attention" if attention else {"tok": "class", "avg": "average"}[pool_type],  # type: ignore[arg-type]
+        norm_after_pool=vision.get("final_ln_after_pool", False) and not attention,
+        pool_heads=vision.get("attn_pooler_heads", 8),
+        pool_queries=vision.get("attn_pooler_queries", 256),
+        layer_scale=vision.get("ls_init_value") is not None,
+    )
+
+
+def _open_clip_text(text: dict[str, Any], embed_dim: int, activation: Activation, where: str) -> Text:
+    width = text.get("width", 512)
+    tower = Text(
+        context_length=text.get("context_length", 77),
+        vocab_size=text.get("vocab_size", 49408),
+        width=width,
+        layers=text.get("layers", 12),
+        heads=text.get("heads", 8),
+        mlp_width=int(width * text.get("mlp_ratio", 4.0)),
+        output_dim=embed_dim,
+        activation=activation,
+        norm_eps=(text.get("norm_kwargs") or {}).get("eps", 1e-5),
+        causal=not text.get("no_causal_mask", False),
+        pool=text.get("pool_type", "argmax"),
+        eos_id=text.get("eos_id", 2) if text.get("pool_type") == "eos" else 49407,
+        projection_bias=text.get("proj_bias", False),
+        layer_scale=text.get("ls_init_value") is not None,
+    )
+    if tower.pool not in ("argmax", "eos", "first", "last"):
+        raise InputError(f"{where}: text_cfg.pool_type = {tower.pool!r} is not supported")
+    return tower

@@ -25,7 +25,6 @@ from jaxclip.models.clip import representation_size
 from jaxclip.progress import progress
 from jaxclip.store import (
     MANIFEST,
-    SHARD_ROWS,
     STORE_DTYPES,
     Representations,
     check_bad,
@@ -49,12 +48,11 @@ def embed(
     batch_size: int = 64,
     workers: int | None = None,
     skip_bad: bool = False,
-    shard_rows: int = SHARD_ROWS,
 ) -> Representations:
     """Stores h(x) of every picture, or finds it there.
 
-    Shard k has pictures k * shard_rows and on, and each starts a batch of its own: a run that was killed goes on with
-    the first shard that is missing, and the bytes are those of a run that was not. A shard that does not have its
+    A shard has ``jaxclip.store.SHARD_ROWS`` pictures, and each starts a batch of its own: a run that was killed goes on
+    with the first shard that is missing, and the bytes are those of a run that was not. A shard that does not have its
     digest is named in a warning, and only it is computed again. Where several processes are one job
     (``jax.distributed``), shard k is of process k modulo their number, and they need to see the same disk.
 
@@ -67,7 +65,6 @@ def embed(
             round otherwise.
         workers: As in :func:`jaxclip.loader.batches`.
         skip_bad: Leave out pictures that cannot be decoded, and list them in the manifest.
-        shard_rows: Pictures of a shard.
 
     Raises:
         InputError: Another process is writing the same, a picture cannot be decoded (unless ``skip_bad``), or a feature
@@ -80,9 +77,8 @@ def embed(
     check_batch_size(batch_size)
     if Path(store).is_file():
         raise InputError(f"{store} is a file: name a folder")
-    if shard_rows < 1:
-        raise InputError(f"shard rows is {shard_rows}: it must be at least 1")
-    what = identity(model, source, store_dtype, shard_rows)
+    what = identity(model, source, store_dtype)
+    shard_rows = what["shard_rows"]
     folder = Path(store) / key_of(what)
     shards = [range(first, min(first + shard_rows, len(source))) for first in range(0, len(source), shard_rows)]
     with contextlib.ExitStack() as stack:
@@ -116,7 +112,7 @@ def _is_whole(folder: Path, count: int) -> bool:
 
 
 def _reopen(folder: Path, count: int) -> None:
-    """Leaves the folder as one where those shards have an entry that are there and have their digest."""
+    """Afterwards the shards that are whole have an entry, and no other."""
     folder.mkdir(parents=True, exist_ok=True)
     for rest in folder.glob(".*.part"):
         rest.unlink()

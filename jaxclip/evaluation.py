@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import difflib
 import functools
 import json
 import os
@@ -19,6 +18,7 @@ import jaxclip
 from jaxclip import loader
 from jaxclip.data import imagenet_classnames, imagenet_templates, imagenet_wnids
 from jaxclip.datasets import Source, class_subset, label_map, open_source
+from jaxclip.datasets.source import unknown
 from jaxclip.errors import InputError
 from jaxclip.files import check_folder, new_file
 from jaxclip.loader import BadImage, Batch, check_batch_size
@@ -349,9 +349,7 @@ def _match(source: Source, classes: Sequence[str] | Mapping[str, str]) -> tuple[
     # All of ImageNet's classes are there whether or not they have pictures; folders are there because they have.
     if None in rows and list(source.classes) != imagenet_wnids():
         name = source.classes[rows.index(None)]
-        near = difflib.get_close_matches(plain(name), row, n=1)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
-        raise InputError(f"{source.name}: class {name!r} is none of the {len(called)} given classes{hint}")
+        raise unknown(f"{source.name}: class {name!r} is none of the {len(called)} given classes", name, called)
     return names, rows
 
 

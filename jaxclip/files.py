@@ -13,6 +13,11 @@ from typing import IO, Any
 from jaxclip.errors import InputError
 
 
+def cache_folder(*names: str) -> Path:
+    """``~/.cache/jaxclip/…``, or in the folder that ``XDG_CACHE_HOME`` names: what can be made or fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath("jaxclip", *names)
+
+
 @contextlib.contextmanager
 def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside ``path`` that becomes ``path`` when the block ends well, and is removed when not.

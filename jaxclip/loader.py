@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int, UInt8
 from jaxclip.config import Preprocess
 from jaxclip.datasets import Source
 from jaxclip.errors import InputError, reason
+from jaxclip.machine import cores
 from jaxclip.preprocess import decode, preprocess
 
 
@@ -96,7 +97,7 @@ def default_workers(pictures: int) -> int:
     neither processes to start (2 s or more) nor pictures to send over: on 2 cores they decode 1.1 to 1.4 times as many
     pictures per second, and the 1,000 ImageNet samples in half the time. Many cores would wait for that lock.
     """
-    return min(_cores(), 16) if _cores() > 4 and pictures >= 2000 else 0
+    return min(cores(), 16) if cores() > 4 and pictures >= 2000 else 0
 
 
 def in_workers(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
@@ -129,7 +130,7 @@ def _batches(source, pixels, batch_size, workers, indices, skip_bad) -> Iterator
     if workers:
         dataset = in_workers(pictures.batch(batch_size, batch_fn=collate), workers).map(_own)
     else:
-        threads = grain.ReadOptions(num_threads=_cores(), prefetch_buffer_size=max(2 * batch_size, _cores()))
+        threads = grain.ReadOptions(num_threads=cores(), prefetch_buffer_size=max(2 * batch_size, cores()))
         dataset = pictures.to_iter_dataset(threads).batch(batch_size, batch_fn=collate)
     with contextlib.ExitStack() as stack:
         if workers:
@@ -190,10 +191,6 @@ def _own(batch: Batch) -> Batch:
     """Out of shared memory, which Grain would not free in time where the caller keeps a batch until exit."""
     images, labels, indices, mask = map(np.array, batch[:4])
     return Batch(images, labels, indices, mask, batch.ids, batch.bad)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker(index: int, count: int) -> None:

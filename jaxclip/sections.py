@@ -459,7 +459,7 @@ def heat_map(
                     color="#ffffff" if white else "#222222",
                 )
         bar = fig.colorbar(mesh, ax=ax, fraction=0.04, pad=0.02)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         section.figure(fig, caption, alt, name)
 
 

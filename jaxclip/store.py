@@ -44,9 +44,7 @@ _KEYS = ("identity", "model", "data", "n", "d", "shards")
 _SHARD_KEYS = ("sha256", "rows", "rounding", "bad_images")
 
 
-def identity(
-    model: Model, source: Source, store_dtype: str = "float32", shard_rows: int = SHARD_ROWS
-) -> dict[str, Any]:
+def identity(model: Model, source: Source, store_dtype: str = "float32") -> dict[str, Any]:
     """All that decides what is in a store: digests of model and data, preprocessing, types, version, layout."""
     return {
         "model": model_digest(model),
@@ -54,7 +52,7 @@ def identity(
         "preprocess": dataclasses.asdict(model.config.preprocess),
         "dtype": str(model.dtype),
         "store_dtype": store_dtype,
-        "shard_rows": shard_rows,
+        "shard_rows": SHARD_ROWS,
         "jaxclip": jaxclip.__version__,
     }
 

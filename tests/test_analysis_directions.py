@@ -26,7 +26,7 @@ def rotation(seed: int, d: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["cosine", "projection"])
 @pytest.mark.parametrize("shape", [(11, 7), (5, 9), (1, 1)])
 def test_directions_are_numpy_s(kind, shape):
-    """σ, v and importance by the method page's formula, in float64: for more and for fewer classes than features."""
+    """σ, v and importance by the definition, in float64: for more and for fewer classes than features."""
     W, h, _ = problem(0, c=shape[0], d=shape[1])
     found = privileged_directions(W, h, kind)
     _, sigma, v = np.linalg.svd(W.astype(np.float64), full_matrices=False)
@@ -105,7 +105,7 @@ def test_bad_input_of_directions():
 
 
 def pruned_accuracy(W, h, labels, fraction, subset=None, bias=0.0, kind="cosine") -> float:
-    """Prunes and classifies as the method page says, one fraction at a time, in float64."""
+    """Prunes and classifies as the definition has it, one fraction at a time, in float64."""
     u, sigma, v = np.linalg.svd(W.astype(np.float64), full_matrices=False)
     lengths = np.linalg.norm(h, axis=1, keepdims=True) if kind == "cosine" else 1
     order = np.argsort(sigma * np.abs(h @ v.T / lengths).mean(0))

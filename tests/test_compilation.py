@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import class_folders, tiny_classifier, tiny_clip
 
-from jaxclip import compiler
+from jaxclip import compiler, store
 from jaxclip.datasets import open_source
 from jaxclip.embedding import embed
 from jaxclip.evaluation import evaluate
@@ -33,16 +33,18 @@ def compiled() -> list[str]:
 
 
 def test_no_program_is_compiled_anew_within_a_run(
-    imagenet_samples: list[Path], tmp_path: Path, compiled: list[str]
+    imagenet_samples: list[Path], tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A last batch, or a last shard, of another shape would compile the encoder again: seconds for each model."""
     source = open_source(class_folders(imagenet_samples, tmp_path / "animals"))  # 7 pictures
-    model = tiny_classifier(2)
-    embed(model, source, tmp_path / "a", batch_size=4, shard_rows=6, workers=0)
+    model = tiny_classifier.__wrapped__(2)  # of its own: the cached one is compiled for what other tests asked
+    monkeypatch.setattr(store, "SHARD_ROWS", 6)
+    embed(model, source, tmp_path / "a", batch_size=4, workers=0)
     assert len(compiled) > 0, "the listener hears nothing"
     assert model._encode_image._cache_size() == 1
     compiled.clear()
-    embed(model, source, tmp_path / "b", batch_size=4, shard_rows=5, workers=0)  # other shards, same batches
+    monkeypatch.setattr(store, "SHARD_ROWS", 5)
+    embed(model, source, tmp_path / "b", batch_size=4, workers=0)  # other shards, same batches
     assert compiled == [], "the same batches were compiled again"
     evaluate(model, source, batch_size=4, workers=0)
     compiled.clear()

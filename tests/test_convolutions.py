@@ -18,7 +18,7 @@ FLOAT32 = jnp.dtype("float32")
 
 
 def xla(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """The definition, in float64 arithmetic where JAX has it, else at the highest precision."""
+    """The definition, in float32 at the highest precision."""
     half = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(half, half)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
@@ -55,7 +55,7 @@ def test_training_takes_winograds_gradient() -> None:
     """Through the layer as training has it, with as many channels as they are for."""
     layer = conv(WIDE, WIDE + 1, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6, WIDE)), jnp.float32)
-    ours = jax.grad(lambda x, k: jnp.sin(convolutions.trained(x, k)).sum(), (0, 1))(x, layer.kernel[...])
+    ours = jax.grad(lambda x, k: jnp.sin(convolutions.conv3x3_in_training(x, k)).sum(), (0, 1))(x, layer.kernel[...])
     theirs = jax.grad(lambda x, k: jnp.sin(xla(x, k)).sum(), (0, 1))(x, layer.kernel[...])
     assert all(0 < relative(a, b) < 2e-6 for a, b in zip(ours, theirs, strict=True))
 
@@ -133,7 +133,7 @@ def test_what_computes_a_convolution_of_3x3() -> None:
     assert program(layer.__call__) == (16, 0)
 
     def gradients(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.grad(lambda x, kernel: jnp.sin(convolutions.trained(x, kernel)).sum(), (0, 1))(x, kernel)
+        return jax.grad(lambda x, kernel: jnp.sin(convolutions.conv3x3_in_training(x, kernel)).sum(), (0, 1))(x, kernel)
 
     assert program(gradients, layer.kernel[...]) == (32, 1)
     narrow.train()

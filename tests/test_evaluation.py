@@ -249,7 +249,7 @@ def test_subset_of_a_store_is_that_of_the_pictures(imagenet_samples: list[Path],
 
 
 def test_objectnet_labels_are_right_in_any_of_their_classes() -> None:
-    """method.md: an ObjectNet prediction is right when it is any ImageNet class that its label maps to."""
+    """An ObjectNet prediction is right when it is any ImageNet class that its label maps to."""
     mapped = label_map("objectnet")
     source = Listed("objectnet", tuple(mapped), [])
     names, answers, columns = label_space(source)

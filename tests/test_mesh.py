@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -13,11 +14,18 @@ from jax.sharding import PartitionSpec
 from jobs import ROOT, run_job
 from tiny import tiny_classifier, tiny_clip
 
-from jaxclip import checkpoint, mesh
+from jaxclip import checkpoint, mesh, store
 from jaxclip.datasets import open_source
 from jaxclip.embedding import embed
 from jaxclip.errors import InputError
 from jaxclip.store import MANIFEST, Representations, open_store
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "SHARD_ROWS", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +38,21 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def single(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Representations:
     """The store that one process with one device writes."""
-    store = tmp_path_factory.mktemp("single")
-    return embed(tiny_clip(), open_source(str(folder)), store, shard_rows=4, batch_size=3, workers=0)
+    into = tmp_path_factory.mktemp("single")
+    return embed(tiny_clip(), open_source(str(folder)), into, batch_size=3, workers=0)
 
 
 DEVICES = """
 import sys
 import jax, numpy as np
-from jaxclip import checkpoint, mesh
+from jaxclip import checkpoint, mesh, store
 from jaxclip.datasets import open_source
 from jaxclip.embedding import embed
 from jaxclip.evaluation import evaluate
 from jaxclip.model import load_model
 
-ckpt, pictures, store = sys.argv[1:]
+store.SHARD_ROWS = 4
+ckpt, pictures, into = sys.argv[1:]
 devices = mesh.local_mesh()
 assert devices.size == 8, devices
 config = checkpoint.read_config(ckpt)
@@ -58,7 +67,7 @@ for name, sharding in (("copies", everywhere), ("fsdp", sharded)):
     images = jax.device_put(np.zeros((16, 32, 32, 3), np.uint8), mesh.batch_sharding(model.params))
     h = model.encode_image(images)
     rows = [len(s.data) for s in images.addressable_shards]
-    embed(model, source, f"{store}/{name}", shard_rows=4, batch_size=3, workers=0)
+    embed(model, source, f"{into}/{name}", batch_size=3, workers=0)
     found = evaluate(model, source, head=W, batch_size=5, workers=0)
     print(name, held / sum(a.nbytes for a in arrays.values()), rows, len(h.sharding.device_set), found.top1.total)
 """
@@ -85,17 +94,18 @@ def test_eight_devices_give_what_one_gives(ckpt: Path, folder: Path, tmp_path: P
 PROCESS = """
 import sys
 import jax
-from jaxclip import mesh
+from jaxclip import mesh, store
 from jaxclip.datasets import open_source
 from jaxclip.embedding import embed
 from jaxclip.errors import InputError
 from jaxclip.model import load_model
 
-ckpt, pictures, store = sys.argv[1:]
+store.SHARD_ROWS = 4
+ckpt, pictures, into = sys.argv[1:]
 mesh.start_processes()
 model = load_model(ckpt, sharding=mesh.parameter_sharding(mesh.local_mesh()))
 try:
-    stored = embed(model, open_source(pictures), store, shard_rows=4, batch_size=3, workers=0)
+    stored = embed(model, open_source(pictures), into, batch_size=3, workers=0)
 except InputError as error:
     print("error:", error)
 else:
@@ -149,7 +159,7 @@ def test_what_fails_in_one_process_ends_all(ckpt: Path, folder: Path, tmp_path: 
     with pytest.raises(InputError, match="not finished"):
         open_store(tmp_path / "store")
     broken.write_bytes(whole)
-    stored = embed(tiny_clip(), open_source(str(pictures)), tmp_path / "store", shard_rows=4, batch_size=3, workers=0)
+    stored = embed(tiny_clip(), open_source(str(pictures)), tmp_path / "store", batch_size=3, workers=0)
     np.testing.assert_allclose(stored[:], single[:], rtol=2e-5, atol=2e-5)
 
 

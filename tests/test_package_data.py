@@ -44,6 +44,7 @@ def test_merges_are_openai_s():
 def test_callers_cannot_change_the_data():
     """The lists are fresh: a caller that sorts one does not reorder everyone's classes."""
     for function in (data.imagenet_classnames, data.imagenet_wnids, data.imagenet_templates):
+        before = list(function())
         function().reverse()
-        assert function() != function()[::-1] and function() == function()
-        assert function()[0] in ("tench", "n01440764", "a bad photo of a {}.")
+        assert function() == before
+        assert before[0] in ("tench", "n01440764", "a bad photo of a {}.")

@@ -17,7 +17,7 @@ from jaxclip.errors import InputError
 
 ZERO_SHOT = [entry for entry in registry.table() if entry.group == "zero-shot"]
 SUPERVISED = [entry for entry in registry.table() if entry.group == "supervised"]
-# ../shared/method.md, "Models"
+# Crabbé et al. 2024: the models that are compared
 PAPER = {
     "RN50": {"openai", "yfcc15m", "cc12m"},
     "RN101": {"openai", "yfcc15m"},

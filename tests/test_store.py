@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import changed, tiny_classifier, tiny_clip
 
-from jaxclip import checkpoint, cli, config, embedding
+from jaxclip import checkpoint, cli, config, embedding, store
 from jaxclip.datasets import Example, open_source
 from jaxclip.datasets.files import open_folder
 from jaxclip.embedding import embed
@@ -32,11 +33,15 @@ from jaxclip.model import load_model
 from jaxclip.preprocess import preprocess
 from jaxclip.store import MANIFEST, Representations, identity, key_of, model_digest, open_store
 
-SMALL: dict[str, Any] = {
-    "shard_rows": 4,
-    "batch_size": 3,
-    "workers": 0,
-}  # a shard's second batch has one picture of three
+ROWS = 4
+SMALL: dict[str, Any] = {"batch_size": 3, "workers": 0}  # a shard's second batch has one picture of three
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "SHARD_ROWS", ROWS)
+        yield
 
 
 @dataclasses.dataclass
@@ -123,7 +128,7 @@ def test_the_same_request_is_found_and_reads_no_picture(whole: Representations, 
     assert files(whole.folder) == before
     # The same weights under another name, converted from elsewhere, are the same model.
     renamed = dataclasses.replace(tiny_clip().config, name="other", source={"file": "elsewhere"})
-    assert key_of(identity(changed(tiny_clip(), renamed), source, shard_rows=4)) == whole.folder.name
+    assert key_of(identity(changed(tiny_clip(), renamed), source)) == whole.folder.name
 
 
 def test_a_batch_has_a_picture(tmp_path: Path, source: Watched) -> None:
@@ -177,9 +182,10 @@ def test_a_saved_checkpoint_has_the_digest_of_the_model(tmp_path: Path) -> None:
         assert model_digest(load_model(tmp_path / name)) == model_digest(model)
 
 
-def embed_and_die(ckpt: Path, pictures: Path, store: Path, key: str, shards: int, delay: float | None) -> None:
+def embed_and_die(ckpt: Path, pictures: Path, into: Path, key: str, shards: int, delay: float | None) -> None:
     """Embeds, and kills itself ``delay`` seconds after so many more shards are there; or lives, where that is None."""
-    model, source, folder = load_model(ckpt), open_source(str(pictures)), store / key
+    store.SHARD_ROWS = ROWS
+    model, source, folder = load_model(ckpt), open_source(str(pictures)), into / key
     model.encode_image(np.zeros((3, 32, 32, 3), np.uint8))  # compiled: what follows is reading and writing
     before = len(list(folder.glob("*.parquet")))
 
@@ -191,7 +197,7 @@ def embed_and_die(ckpt: Path, pictures: Path, store: Path, key: str, shards: int
             os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-    embed(model, source, store, **SMALL)
+    embed(model, source, into, **SMALL)
 
 
 def run_killed(tmp_path: Path, pictures: Path, whole: Representations, kills: int) -> None:

@@ -244,7 +244,7 @@ def test_divergence_names_step_and_pictures(tmp_path: Path) -> None:
 PAGES = """
 import resource, sys
 if sys.argv[1] == "keep":
-    from jaxclip.memory import keep_memory
+    from jaxclip.machine import keep_memory
     keep_memory()
 import jaxclip.training.loop
 import jax, jax.numpy as jnp

@@ -24,7 +24,7 @@ def model() -> Model:
 
 
 def by_definition(model: Model, names: tuple[str, ...], templates: tuple[str, ...]) -> np.ndarray:
-    """method.md: the mean of the unit text embeddings over the templates, unit-normalised again; in float64."""
+    """The mean of the unit text embeddings over the templates, unit-normalised again; in float64."""
     rows = []
     for name in names:
         sentences = [template.replace("{}", name) for template in templates]

@@ -88,7 +88,11 @@ class LinearCKA:
         return state
 
     def merge(self, other: "LinearCKA") -> "LinearCKA":
-        """Both together, as if one had seen the rows of both (Chan, Golub and LeVeque 1983)."""
+        """Both together, as if one had seen the rows of both (Chan, Golub and LeVeque 1983).
+
+        Raises:
+            InputError: They differ in number of features.
+        """
         if self.ab.shape != other.ab.shape:
             raise InputError("merge: the two states differ in number of features")
         images = self.images + other.images

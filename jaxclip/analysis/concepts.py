@@ -120,7 +120,7 @@ def concept_counts(
         InputError: Shapes do not fit, a label is not 0 or 1, a value is NaN or infinite (the row is named), or no
             concept has enough images.
 
-    Source: method page, "Concepts"; Crabbé et al. 2024, section 4, after Bau et al. 2017.
+    Source: Crabbé et al. 2024, section 4, after Bau et al. 2017.
     """
     if negatives not in get_args(Negatives):
         raise InputError(f"negatives is {negatives!r}, not one of {', '.join(get_args(Negatives))}")

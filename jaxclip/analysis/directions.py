@@ -54,7 +54,7 @@ def privileged_directions(
         InputError: Shapes do not fit, a value is NaN or infinite (the message names the row), or ``importance`` is
             neither of the two.
 
-    Source: method page, "Privileged directions"; Crabbé et al. 2024, section 3.
+    Source: Crabbé et al. 2024, section 3.
     """
     return DirectionImportance.empty(W, importance).update(h).result()
 
@@ -83,7 +83,11 @@ class DirectionImportance:
 
     @classmethod
     def empty(cls, W: Float[AnyArray, "c d"], importance: Importance = "cosine") -> "DirectionImportance":
-        """No image yet; the singular value decomposition of the head is done here."""
+        """No image yet; the singular value decomposition of the head is done here.
+
+        Raises:
+            InputError: ``W`` is not a matrix of finite numbers, or ``importance`` is neither of the two.
+        """
         if importance not in get_args(Importance):
             raise InputError(f"importance is {importance!r}, not one of {', '.join(get_args(Importance))}")
         head = jnp.concatenate([block for _, block in blocks("W", matrix("W", W))])
@@ -91,7 +95,11 @@ class DirectionImportance:
         return cls(importance, sigma, v, u, 0, np.zeros(len(sigma)))
 
     def update(self, h: Float[AnyArray, "n d"]) -> "DirectionImportance":
-        """With the rows of ``h`` added; a row of zeros counts as at right angles to all directions."""
+        """With the rows of ``h`` added; a row of zeros counts as at right angles to all directions.
+
+        Raises:
+            InputError: ``h`` is not a matrix of finite numbers, or not of the directions' width.
+        """
         total = self.total
         directions = jnp.asarray(self.directions)
         for _, block in blocks("h", matrix("h", h, self.directions.shape[1])):
@@ -99,7 +107,11 @@ class DirectionImportance:
         return dataclasses.replace(self, images=self.images + h.shape[0], total=total)
 
     def merge(self, other: "DirectionImportance") -> "DirectionImportance":
-        """Both together, as if one had seen the rows of both; they must be of the same head."""
+        """Both together, as if one had seen the rows of both.
+
+        Raises:
+            InputError: They are of different heads, or of different kinds of importance.
+        """
         if self.kind != other.kind or not np.array_equal(self.directions, other.directions):
             raise InputError("merge: the two states are of different heads or kinds of importance")
         return dataclasses.replace(self, images=self.images + other.images, total=self.total + other.total)

@@ -64,10 +64,10 @@ def activation_kurtosis(h: Float[AnyArray, "n d"]) -> Float[Array, " n"]:
         One number for each image; NaN for a row whose features are all equal (or d = 1), which has no kurtosis.
 
     Raises:
-        InputError: ``h`` is not a matrix; or a row has a NaN, an infinity, or squares beyond float32 (the message names
-            the row).
+        InputError: ``h`` is not a matrix; or a row has a NaN, an infinity, or squares too large or too small for
+            float32 (the message names the row).
 
-    Source: method page, "Outlier features"; Crabbé et al. 2024, section 3.
+    Source: Crabbé et al. 2024, section 3.
     """
     h = matrix("h", h)
 
@@ -124,7 +124,11 @@ class ActivationStats:
 
     @classmethod
     def empty(cls, features: int, threshold: float = 6.0) -> "ActivationStats":
-        """No image yet, of representations with ``features`` coordinates."""
+        """No image yet, of representations with ``features`` coordinates.
+
+        Raises:
+            InputError: ``threshold`` is not positive.
+        """
         if not threshold > 0:
             raise InputError(f"threshold is {threshold}: give a positive number of standard deviations")
         return cls(threshold, 0, 0, 0.0, 0.0, np.zeros(features), np.zeros(features, np.int64))
@@ -140,7 +144,11 @@ class ActivationStats:
         return functools.reduce(ActivationStats.merge, parts, self)
 
     def merge(self, other: "ActivationStats") -> "ActivationStats":
-        """Both together, as if one had seen the rows of both (Chan, Golub and LeVeque 1983)."""
+        """Both together, as if one had seen the rows of both (Chan, Golub and LeVeque 1983).
+
+        Raises:
+            InputError: They differ in threshold or in number of features.
+        """
         if (self.threshold, len(self.sum_abs)) != (other.threshold, len(other.sum_abs)):
             raise InputError("merge: the two states differ in threshold or in number of features")
         defined = self.defined + other.defined

@@ -62,7 +62,7 @@ def prune_sweep(
         InputError: Shapes do not fit; a value is NaN or infinite, or a label is no class that may be predicted (the row
             is named); a fraction is outside 0 to 1.
 
-    Source: method page, "Pruning"; Crabbé et al. 2024, section 3.
+    Source: Crabbé et al. 2024, section 3.
     """
     W = matrix("W", W)
     h = matrix("h", h, W.shape[1])

@@ -108,7 +108,7 @@ def effective_robustness(
         InputError: A column is missing or of another length, an accuracy is outside 0 to 1, or fewer than three
             baseline models have a logit for a shift, or all have one ImageNet accuracy.
 
-    Source: method page, "Effective robustness"; Taori et al. 2020, section 2.
+    Source: Taori et al. 2020, section 2.
     """
     if x not in get_args(XAxis):
         raise InputError(f"x is {x!r}, not one of {', '.join(get_args(XAxis))}")

@@ -1,6 +1,5 @@
 """Checks on inputs, and the walk over row blocks that lets a kernel read more rows than fit in memory."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxclip.errors import InputError
+from jaxclip.machine import cores
 
 BLOCK = 4096
 """Rows that go through a kernel at once: enough for full matrix-multiply speed, and 16 MB at 1,024 features."""
@@ -44,22 +44,22 @@ def matrix(name: str, x: Any, columns: int | None = None) -> Any:
     return x
 
 
-def blocks(name: str, x: Any, size: int = BLOCK) -> Iterator[tuple[slice, Float[Array, "b d"]]]:
-    """The rows of a :func:`matrix`, ``size`` at a time, on the device as float32 and known to be finite.
+def blocks(name: str, x: Any) -> Iterator[tuple[slice, Float[Array, "b d"]]]:
+    """The rows of a :func:`matrix`, ``BLOCK`` at a time, on the device as float32 and known to be finite.
 
     Raises:
         InputError: A row has a NaN or an infinity; the message names the first.
     """
-    for rows in row_slices(x, size):
+    for rows in row_slices(x):
         block = jnp.asarray(x[rows], jnp.float32)
         check_finite(name, block, rows.start)
         yield rows, block
 
 
-def row_slices(x: Any, size: int = BLOCK) -> list[slice]:
-    """The rows of ``x`` in pieces of ``size``."""
+def row_slices(x: Any) -> list[slice]:
+    """The rows of ``x`` in pieces of ``BLOCK``."""
     count = x.shape[0]
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
 
 def for_jit(x: Any) -> Any:
@@ -69,7 +69,7 @@ def for_jit(x: Any) -> Any:
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """``function`` of each item, in order; on a CPU several at once, since XLA runs most operations on one core."""
-    workers = min(os.cpu_count() or 1, 16) if jax.default_backend() == "cpu" else 1
+    workers = min(cores(), 16) if jax.default_backend() == "cpu" else 1
     with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(function, items)
 

@@ -20,12 +20,11 @@ from jaxtyping import Int
 from jaxclip.datasets.labels import class_names, to_labels
 from jaxclip.datasets.source import Example, digest
 from jaxclip.errors import InputError
-from jaxclip.files import new_file
+from jaxclip.files import cache_folder, new_file
 from jaxclip.progress import progress
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TARS = (".tar", ".tar.gz", ".tgz")
-CACHE = Path.home() / ".cache" / "jaxclip"
 SAMPLE = 1024
 _SIDECARS = (".cls", ".json", ".txt")
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python has the bytes of a name that are none
@@ -268,9 +267,8 @@ def _expanded(path: Path) -> Path:
     """The uncompressed twin of a ``.tar.gz``, in the cache: made when missing, or when the archive has changed."""
     state = path.stat()
     key = digest([str(path.resolve()), state.st_size, state.st_mtime_ns])[:16]
-    target = (
-        CACHE / "archives" / key / (path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar") + ".tar")
-    )
+    stem = path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
+    target = cache_folder("archives", key, f"{stem}.tar")
     if target.exists():
         return target
     try:

@@ -29,10 +29,10 @@ class Known:
         what: In a few words.
         split: The one that is opened when none is named.
         sizes: The number of pictures of each split that was published, of the usual configuration.
+        url: Where what the user downloads is, or what tfds downloads.
+        licence: What its authors say.
         config: The configuration that is meant when none is named.
         manual: The file that the user downloads; "" where tfds downloads it.
-        url: Where that is, or what tfds downloads.
-        licence: What its authors say.
         builder: The module of our builder, None where tfds has one.
     """
 
@@ -152,7 +152,7 @@ class TfdsSource:
     """A prepared tfds data set.
 
     Attributes:
-        name: tfds's name, with the configuration where it is not the usual one, and the split where one was named.
+        name: As in :class:`~jaxclip.datasets.source.Source`.
         classes: What the labels index; nothing where there are no labels.
         records: tfds's data source, whose examples have ``image`` (encoded) and perhaps ``label``, ``file_name``, …
         builder: tfds's reader of the prepared files.

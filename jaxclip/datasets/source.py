@@ -26,7 +26,8 @@ class Source(Protocol):
     """Pictures in a fixed order, read one at a time from any thread or process: it can be pickled, and Grain reads it.
 
     Attributes:
-        name: For messages and manifests; a known data set has its own name, without the configuration.
+        name: For messages and manifests; a known data set's is what was asked for (``broden``, ``broden/224``), with
+            ``:split`` where one was named.
         classes: What the labels index: ImageNet's 1,000 WNIDs in their order where the labels are ImageNet's, names
             otherwise, and nothing where there are no labels.
     """

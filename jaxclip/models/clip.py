@@ -22,6 +22,7 @@ class CLIP(nnx.Module):
         assert cfg.text is not None
         self.vision = _tower(cfg.vision, dtype=dtype, remat=remat, rngs=rngs)
         self.text = Text(cfg.text, dtype=dtype, remat=remat, rngs=rngs)
+        # As training starts: Radford et al. 2021, section 2.5; Zhai et al. 2023 (SigLIP), section 3.2.
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))
         self.logit_bias = nnx.Param(jnp.asarray(-10.0)) if cfg.logit_bias else None
 

@@ -1,7 +1,5 @@
 """Convolutions without bias, as the ResNets have them: XLA's, or what computes the same and is faster on a CPU."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -43,20 +41,20 @@ class Pointwise(nnx.Conv):
 class Conv3x3(nnx.Conv):
     """A 3x3 convolution padded by 1, as XLA does it; on a CPU, with stride 1 and many channels, as is faster there.
 
-    That is :func:`conv3x3` in evaluation and :func:`trained` in training, in float32 whatever ``dtype``: so does XLA's
-    CPU backend convolve bfloat16.
+    That is :func:`conv3x3` in evaluation and :func:`conv3x3_in_training` in training, in float32 whatever ``dtype``: so
+    does XLA's CPU backend convolve bfloat16.
     ``deterministic`` is toggled by nnx's ``model.train()`` and ``model.eval()``; a new model is in evaluation mode.
     """
 
     deterministic = True
 
-    def __call__(self, inputs: Float[Array, "n H W c"], out_sharding: Any = None) -> Float[Array, "n h w e"]:
+    def __call__(self, inputs: Float[Array, "n H W c"], out_sharding: None = None) -> Float[Array, "n h w e"]:
         """The convolution."""
         stride = self.strides[0]  # type: ignore[index]
         x, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if stride > 1 or min(kernel.shape[2:]) < WIDE:
             return _convolve(x, kernel, stride)
-        convolve = conv3x3 if self.deterministic else trained
+        convolve = conv3x3 if self.deterministic else conv3x3_in_training
 
         def on_cpu(x: Array, kernel: Array) -> Array:
             return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(self.dtype)
@@ -71,15 +69,15 @@ def _convolve(x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"], strid
 
 
 @jax.custom_vjp
-def trained(x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"]) -> Float[Array, "n H W e"]:
+def conv3x3_in_training(x: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c e"]) -> Float[Array, "n H W e"]:
     """The convolution of stride 1 and its picture's gradient by Winograd's products; XLA finds the kernel's faster."""
     return conv3x3(x, kernel)
 
 
-def _trained_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     (of_kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)(gradient)
     return picture_gradient(kernel, gradient), of_kernel
 
 
-trained.defvjp(lambda x, kernel: (trained(x, kernel), (x, kernel)), _trained_backward)
+conv3x3_in_training.defvjp(lambda x, kernel: (conv3x3(x, kernel), (x, kernel)), _backward)

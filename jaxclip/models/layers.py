@@ -1,4 +1,4 @@
-"""The pieces that several towers share: activations, normalisation layers, position-embedding interpolation."""
+"""What several towers share: activations, linear maps, attention of one query, parts of a batch, norms, positions."""
 
 import functools
 import math
@@ -258,7 +258,7 @@ class LayerNorm(nnx.LayerNorm):
     def __init__(self, width: int, *, eps: float, dtype: jnp.dtype, rngs: nnx.Rngs):
         super().__init__(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*n c"], *, mask: Any = None) -> Float[Array, "*n c"]:  # type: ignore[override]
+    def __call__(self, x: Float[Array, "*n c"], *, mask: Any = None) -> Float[Array, "*n c"]:
         """Every row, normalised by its own moments."""
         if self.deterministic:
             return super().__call__(x)

@@ -13,7 +13,7 @@ class Text(nnx.Module):
     """Token ids → embeddings → transformer → one token → projection."""
 
     def __init__(self, cfg: config.Text, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal
+        normal = nnx.initializers.normal  # with openai/CLIP's standard deviations
         self.token_embedding = nnx.Embed(cfg.vocab_size, cfg.width, embedding_init=normal(0.02), dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(normal(0.01)(rngs.params(), (cfg.context_length, cfg.width)))
         self.transformer = Transformer(

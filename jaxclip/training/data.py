@@ -22,6 +22,7 @@ from jaxclip.datasets import FileSource, Source
 from jaxclip.datasets.files import expand_braces, is_picture, members_of, sample_key
 from jaxclip.errors import InputError, reason
 from jaxclip.loader import deaths_named, default_workers, hidden_main, in_workers
+from jaxclip.machine import cores
 from jaxclip.preprocess import decode
 from jaxclip.progress import progress
 from jaxclip.tokenizer import load_tokenizer
@@ -150,8 +151,7 @@ class _Batches(grain.DatasetIterator):
 def _read(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     if workers:
         return iter(in_workers(batches, workers))
-    cores = os.cpu_count() or 1
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=min(cores, 16), prefetch_buffer_size=4)))
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=min(cores(), 16), prefetch_buffer_size=4)))
 
 
 def _picture(

@@ -137,7 +137,7 @@ def fit(
         manager = stack.enter_context(_manager(out / CHECKPOINTS, scored=score is not None))
         stopped = stack.enter_context(_sigterm())
         if (found := manager.latest_step()) is not None:
-            state, data = _restore(manager, found, state, data)
+            state = _restore(manager, found, state, data)
         done = found or 0
         log = stack.enter_context(_Log(out, done, tensorboard))
         advance = stack.enter_context(progress(out.name, schedule.steps - done, unit="steps"))
@@ -181,7 +181,7 @@ def fit(
         best_step = manager.best_step() if score is not None else None
         best = None
         if best_step is not None:
-            best = arrays(_restore(manager, best_step, state, None)[0], average=True)
+            best = arrays(_restore(manager, best_step, state, None), average=True)
         return Trained(arrays(state, average=True), best, best_step)
 
 
@@ -260,8 +260,8 @@ def _save(
 
 def _restore(
     manager: ocp.CheckpointManager, number: int, state: TrainState, data: grain.DatasetIterator | None
-) -> tuple[TrainState, Any]:
-    """The state and, where ``data`` is given, its position, of a saved step."""
+) -> TrainState:
+    """The state of a saved step; ``data``, where it is given, goes to its position then."""
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     items: dict[str, Any] = {"state": ocp.args.StandardRestore(wanted)}
     if data is not None:
@@ -273,7 +273,7 @@ def _restore(
             f"{manager.directory}: step {number} cannot be read ({error}): it is of another model or recipe, or "
             "damaged; name another output folder to start anew"
         ) from error
-    return found["state"], data
+    return found["state"]
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------

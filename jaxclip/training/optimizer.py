@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -32,7 +32,7 @@ class Optimizer:
         clip_norm: The largest norm of all gradients together; None leaves them.
         layer_decay: The rate of each layer is this times the next one's (Clark et al. 2020; Bao et al. 2022).
         ema_decay: Keep an exponential moving average of the parameters, which is then what is evaluated and written.
-        accumulate: Sum the gradients of so many batches (their mean) for one update. A contrastive loss then compares
+        accumulate: Average the gradients of so many batches for one update. A contrastive loss then compares
             within each batch only. A run's steps are rounded down to whole updates.
     """
 
@@ -154,10 +154,10 @@ def layer_factors(params: Mapping[str, Array], decay: float) -> dict[str, Float[
     return {name: factor(name, value) for name, value in params.items()}
 
 
-_INPUTS: Iterable[str] = (
+_INPUTS = (
     "patch_embedding.", "token_embedding.", "class_token", "positions", "norm_pre.", "conv", "bn",
 )  # fmt: skip
 
 
 def _is_input(inner: str) -> bool:
-    return inner.startswith(tuple(_INPUTS))
+    return inner.startswith(_INPUTS)

@@ -1,11 +1,17 @@
-"""How a process that computes on a CPU holds its memory. Imports nothing heavy: it comes before what starts threads."""
+"""What a process has of its machine: cores, memory that it keeps. Imports nothing heavy: it precedes all threads."""
 
 import contextlib
 import ctypes
+import os
+
+
+def cores() -> int:
+    """The processor cores that this process may run on (of a shared node, those that Slurm or taskset gave it)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_memory() -> None:
-    """Has this process keep memory that is freed, where glibc gives it: call it before JAX and all else is imported.
+    """Makes glibc keep the memory that this process frees: call it before JAX and all else is imported.
 
     XLA's CPU backend frees its buffers after each call and asks for the same again, and fresh pages from the system
     take a tenth of a training step (a quarter on a virtual machine whose host takes them back meanwhile) and some of a
