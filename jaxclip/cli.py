@@ -140,7 +140,7 @@ def evaluate(
         load_model(model, dtype=dtype, sharding=parameter_sharding(local_mesh())),
         source,
         classes=None if classes is None else _read_classes(classes),
-        templates=None if templates is None else _read_lines(templates),
+        templates=None if templates is None else _read_templates(templates),
         subset=subset,
         batch_size=batch_size,
         workers=workers,
@@ -375,7 +375,7 @@ def finetune(
         mode=mode,
         probe_epochs=probe_epochs,
         classes=None if classes is None else _read_classes(classes),
-        templates=None if templates is None else _read_lines(templates),
+        templates=None if templates is None else _read_templates(templates),
         validation=run.scored_by(),
         workers=run.workers,
         tensorboard=run.tensorboard,
@@ -538,14 +538,23 @@ def _fail(message: str) -> int:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
+    """The lines of a text file that are not empty, of which there must be one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows's editors begin with a byte order mark
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise InputError(f"{path} is not a text file") from None
-    return [line.strip() for line in lines if line.strip()]
+    if not (filled := [line.strip() for line in lines if line.strip()]):
+        raise InputError(f"{path} is empty")
+    return filled
+
+
+def _read_templates(path: Path) -> list[str]:
+    """Sentences, one a line."""
+    if path.suffix == ".json":
+        raise InputError(f"{path} is JSON: give a text file with one sentence a line")
+    return _read_lines(path)
 
 
 def _read_classes(path: Path) -> list[str] | dict[str, str]:

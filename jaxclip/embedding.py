@@ -93,8 +93,10 @@ def embed(
                 missing = {k: shards[k] for k in mine if not entry_path(folder, k).exists()}
                 _write(model, source, folder, missing, store_dtype, min(batch_size, shard_rows), workers, skip_bad)
         with together("finish the store"):
-            if jax.process_index() == 0 and not (folder / MANIFEST).exists():
-                _finish(folder, len(shards), what, model, source)
+            if jax.process_index() == 0:
+                if not (folder / MANIFEST).exists():
+                    _finish(folder, len(shards), what, model, source)
+                _rename(folder, source.name)
     _wait_for([folder / MANIFEST])
     stored = open_store(folder)
     check_bad(stored, skip_bad)
@@ -108,7 +110,11 @@ def _is_whole(folder: Path, count: int) -> bool:
         return False
     left = [*folder.glob(".*.part"), *(path for k in range(count) if (path := entry_path(folder, k)).exists())]
     shards = [(shard_path(folder, k), entry) for k, entry in enumerate(manifest["shards"])]
-    return not left and all(path.is_file() and sha256(path) == entry["sha256"] for path, entry in shards)
+    return (
+        not left
+        and len(shards) == count
+        and all(path.is_file() and sha256(path) == entry["sha256"] for path, entry in shards)
+    )
 
 
 def _reopen(folder: Path, count: int) -> None:
@@ -219,6 +225,13 @@ def _finish(folder: Path, count: int, what: dict[str, Any], model: Model, source
     write_json(folder / MANIFEST, manifest)
     for k in range(count):
         entry_path(folder, k).unlink()
+
+
+def _rename(folder: Path, name: str) -> None:
+    """Has the manifest call the data as it is called now: analyses know sets by their names."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest is not None and manifest["data"]["name"] != name:
+        write_json(folder / MANIFEST, manifest | {"data": manifest["data"] | {"name": name}})
 
 
 def _wait_for(files: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 import jaxclip
 from jaxclip import loader
 from jaxclip.data import imagenet_classnames, imagenet_templates, imagenet_wnids
-from jaxclip.datasets import Source, class_subset, label_map, open_source
+from jaxclip.datasets import FileSource, Source, class_subset, label_map, open_source
 from jaxclip.datasets.source import unknown
 from jaxclip.errors import InputError
 from jaxclip.files import check_folder, new_file
@@ -110,6 +110,9 @@ class Evaluation:
             table.writerow(["label", "name", "images", "top1", "top5"])
             for c in self.per_class:
                 table.writerow([c.label, c.name, c.total, c.top1 / c.total, c.top5 / c.total])
+            for file in (json_file, csv_file):  # before either has its name: the disk may be full
+                file.flush()
+                os.fsync(file.fileno())
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -246,7 +249,7 @@ def evaluate(
             advance(len(batch.ids))
             if subset is not None:
                 batch = batch._replace(mask=batch.mask & ((batch.labels < 0) | answered[batch.labels]))
-            _check_labels(source, batch, answered)
+            _check_labels(source, batch, answered, hint=classes is None)
             _check_finite(source, batch, h)
             hits = np.asarray(top_k_hits(h, W, b, batch.labels, on_device, k=k))
             np.add.at(total, batch.labels[batch.mask], 1)
@@ -308,8 +311,14 @@ def label_space(
     """
     if not source.classes:
         raise InputError(f"{source.name} has no labels, and accuracy needs them: put the pictures in class folders")
-    mapped = label_map(source.name)
-    imagenet = bool(mapped) or list(source.classes) == imagenet_wnids()
+    wnids = list(source.classes) == imagenet_wnids()
+    mapped = {} if wnids else label_map(source.name)
+    if mapped and (strange := [name for name in source.classes if name not in mapped]) and classes is None:
+        raise InputError(
+            f"{source.name}: {strange[0]!r} is none of its labels: prepare the published archive with "
+            "`jaxclip datasets prepare objectnet`, or name the folder otherwise"
+        )
+    imagenet = bool(mapped) or wnids
     rows: Sequence[Any] = range(len(source.classes))
     if classes is not None:
         names, rows = _match(source, classes)
@@ -336,7 +345,7 @@ def _match(source: Source, classes: Sequence[str] | Mapping[str, str]) -> tuple[
     """The names to choose between, and the row among them of each class of the source."""
 
     def plain(name: str) -> str:
-        return name.replace("_", " ").casefold()
+        return str(int(name)) if name.isascii() and name.isdecimal() else name.replace("_", " ").casefold()
 
     if isinstance(classes, str) or not len(classes):
         raise InputError(
@@ -344,10 +353,19 @@ def _match(source: Source, classes: Sequence[str] | Mapping[str, str]) -> tuple[
         )
     called = dict(classes) if isinstance(classes, Mapping) else {name: name for name in classes}
     names = list(dict.fromkeys(called.values()))
-    row = {plain(key): names.index(name) for key, name in called.items()}
-    rows = [row.get(plain(name)) for name in source.classes]
-    # All of ImageNet's classes are there whether or not they have pictures; folders are there because they have.
-    if None in rows and list(source.classes) != imagenet_wnids():
+    alike: dict[str, list[str]] = {}
+    for key in called:
+        alike.setdefault(plain(key), []).append(key)
+
+    def row(name: str) -> int | None:
+        keys = [name] if name in called else alike.get(plain(name), [])
+        if len({called[key] for key in keys}) > 1:
+            raise InputError(f"{source.name}: class {name!r} may be {' or '.join(map(repr, keys))}: spell one as it is")
+        return names.index(called[keys[0]]) if keys else None
+
+    rows = [row(name) for name in source.classes]
+    # ImageNet's classes, and numbers, are there whether or not they have pictures; folders are there because they have.
+    if None in rows and list(source.classes) not in (imagenet_wnids(), list(map(str, range(len(rows))))):
         name = source.classes[rows.index(None)]
         raise unknown(f"{source.name}: class {name!r} is none of the {len(called)} given classes", name, called)
     return names, rows
@@ -382,26 +400,35 @@ def _head(
             f"the head of {model.config.name} chooses between {len(W)} classes, but {source.name} has {len(names)} "
             f"({few}, …): take data of the same classes, in folders named by WNID for an ImageNet model"
         )
+    if b.shape != (len(W),):
+        raise InputError(f"the head's bias has shape {b.shape}, not [{len(W)}]")
+    finite = np.isfinite(np.asarray(W)).all(axis=1) & np.isfinite(np.asarray(b))
+    if not finite.all():
+        raise InputError(f"the head's row of class {names[np.flatnonzero(~finite)[0]]!r} is not finite")
     return W[columns], b[columns], described
 
 
 def _may_count(source: Source, index: int, answered: Bool[np.ndarray, " l"]) -> bool:
     """Whether a picture is of a class that may be chosen, or has no label or cannot be read: others see to that."""
     try:
-        label = source[index].label
+        label = int(source.labels[index]) if isinstance(source, FileSource) else source[index].label
     except (InputError, OSError):
         return True
     return label < 0 or bool(answered[label])
 
 
-def _check_labels(source: Source, batch: Batch, answered: Bool[np.ndarray, " l"]) -> None:
-    """Raises an InputError where a picture's label is none, or has no right answer among the choices."""
+def _check_labels(source: Source, batch: Batch, answered: Bool[np.ndarray, " l"], *, hint: bool) -> None:
+    """Raises an InputError where a picture's label is none, or has no right answer among the choices.
+
+    The hint is that a subset of ImageNet's classes may be named.
+    """
     for row in np.flatnonzero(batch.mask & ((batch.labels < 0) | ~answered[batch.labels])):
         label = batch.labels[row]
         trouble = (
             "has no label: accuracy needs one"
             if label < 0
-            else f"is of class {source.classes[label]!r}, which is not to choose from: --subset leaves such out"
+            else f"is of class {source.classes[label]!r}, which is not to choose from"
+            + ": --subset leaves such pictures out" * hint
         )
         raise InputError(f"{source.name}: picture {batch.ids[row]} {trouble}")
 

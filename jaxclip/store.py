@@ -151,6 +151,8 @@ class Representations:
         if isinstance(rows, tuple):
             raise InputError("a store is indexed by rows: take the columns from what it gives")
         places = np.arange(len(self))[rows]
+        if places.ndim > 1:
+            raise InputError("a store is indexed by rows: by one number, a slice, or a list of numbers")
         if places.ndim == 0:
             return self[[int(places)]][0]
         out = np.empty((len(places), self.shape[1]), self.dtype)
@@ -290,12 +292,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     try:
         content = json.loads(path.read_text())
-        if missing := [key for key in (_KEYS if path.name == MANIFEST else _SHARD_KEYS) if key not in content]:
+        is_manifest = path.name == MANIFEST
+        if missing := [key for key in (_KEYS if is_manifest else _SHARD_KEYS) if key not in content]:
             raise ValueError(f"{missing[0]!r} is missing")
+        if is_manifest and content["n"] != sum(shard["rows"] for shard in content["shards"]):
+            raise ValueError("its shards have other numbers of rows than it says")
         return content
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise InputError(f"{path} is corrupt ({error}): remove it, and run the same `jaxclip embed` again") from error
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from jaxclip.progress import progress
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TARS = (".tar", ".tar.gz", ".tgz")
 SAMPLE = 1024
+_PACKED = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 _SIDECARS = (".cls", ".json", ".txt")
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python has the bytes of a name that are none
 
@@ -109,9 +111,15 @@ def open_folder(path: Path, split: str | None = None, classes: Sequence[str] | N
     for folder, inner, names in os.walk(path, onerror=_unreadable, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".") and not _leads_back(path, Path(folder, name))]
         below = os.path.relpath(folder, path).replace(os.sep, "/") + "/"
-        for name in filter(is_picture, names):
+        for name in names:
             try:
-                sizes[below.removeprefix("./") + name] = os.stat(f"{folder}/{name}").st_size  # noqa: PTH116 (many files)
+                if is_picture(name):
+                    state = os.stat(f"{folder}/{name}")  # noqa: PTH116 (many files)
+                    if not stat.S_ISREG(state.st_mode):
+                        raise InputError(f"{folder}/{name} is called a picture and is no file: remove it")
+                    sizes[below.removeprefix("./") + name] = state.st_size
+                elif not name.startswith(".") and Path(folder, name).is_symlink():
+                    Path(folder, name).stat()  # a class folder's link would be among the folders, led it anywhere
             except OSError as error:
                 _unreadable(error)
     if not sizes:
@@ -120,7 +128,7 @@ def open_folder(path: Path, split: str | None = None, classes: Sequence[str] | N
     keep, names_of_classes = class_names(paths, split, str(path))
     labels, classes = to_labels(names_of_classes, classes, str(path))
     ids = tuple(paths[i] for i in keep)
-    name, starts = path.resolve().name, np.zeros(len(ids), np.int64)
+    name, starts = Path(os.path.abspath(path)).name, np.zeros(len(ids), np.int64)  # noqa: PTH100 (a link keeps its name)
     _check_names(str(path), (name, *ids, *classes))
     return FileSource(name, classes, ids, labels, (path,), None, starts, np.array([sizes[i] for i in ids], np.int64))
 
@@ -181,15 +189,14 @@ def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence
                 beside += [_texts(opened, sidecars, sample_key(picture.name)) for picture in found]
     if not pictures:
         raise InputError(f"{where} has no pictures ({', '.join(PICTURES)})")
-    if not any(beside):
+    names = [
+        _webdataset_name(texts, classes, f"{paths[p.file]}: {sample_key(p.name)}.json")
+        for p, texts in zip(pictures, beside, strict=True)
+    ]
+    if all(name is None for name in names):
         keep, names = class_names([picture.name for picture in pictures], split, where)
         pictures = [pictures[i] for i in keep]
-    elif split is None:
-        names = [
-            _webdataset_name(texts, classes, f"{paths[p.file]}: {sample_key(p.name)}.json")
-            for p, texts in zip(pictures, beside, strict=True)
-        ]
-    else:
+    elif split is not None:
         raise InputError(f"{where} is a WebDataset, which has no splits: name the shards of {split!r}")
     labels, classes = to_labels(names, classes, where)
     ids = tuple(p.name if len(files) == 1 else f"{paths[p.file].name}/{p.name}" for p in pictures)
@@ -216,7 +223,11 @@ def expand_braces(pattern: str) -> list[str]:
     if not match:
         return [pattern]
     first, last, words = match.groups()
-    choices = words.split(",") if words else [f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1)]
+    if words:
+        choices = words.split(",")
+    else:
+        step = 1 if int(first) <= int(last) else -1
+        choices = [f"{i:0{len(first)}}" for i in range(int(first), int(last) + step, step)]
     before, after = pattern[: match.start()], pattern[match.end() :]
     return [expanded for choice in choices for expanded in expand_braces(before + choice + after)]
 
@@ -240,17 +251,25 @@ def members_of(
         with tarfile.open(fileobj=opened, mode="r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all that it has seen
+                name = folder + member.name.removeprefix("./")
+                if member.issparse() and (is_picture(name) or name.endswith(".tar")):
+                    raise InputError(f"{where}: {name} is stored as a sparse file: pack the pictures anew without -S")
                 stop = member.offset_data + member.size
                 if stop > end:
                     raise tarfile.ReadError("unexpected end of data")
-                name = folder + member.name.removeprefix("./")
                 if member.isreg() and name.endswith(".tar"):
                     opened.seek(member.offset_data)
                     yield from members_of(opened, number, where, name.removesuffix(".tar") + "/", stop)
+                elif member.isreg() and name.lower().endswith(_PACKED):
+                    raise InputError(
+                        f"{where}: {name} is an archive of a kind that is not read within another: unpack it"
+                    )
                 elif member.isreg():
                     yield _Member(number, name, member.offset_data, member.size)
                 elif member.islnk() and is_picture(name):
                     raise InputError(f"{where}: {name} is a hard link: pack the pictures anew with --hard-dereference")
+                elif member.issym() and (is_picture(name) or "." not in name.rpartition("/")[2]):
+                    raise InputError(f"{where}: {name} is a link: pack the pictures anew with --dereference")
             # tarfile takes a damaged header for the end; the end of a whole archive is blocks of zeros.
             opened.seek(tar.offset)
             block = opened.read(512)
@@ -317,6 +336,6 @@ def sample_key(name: str) -> str:
 
 
 def is_picture(path: str) -> bool:
-    """Whether the name is a picture's, and not hidden."""
-    name = path.rpartition("/")[2]
-    return name.lower().endswith(PICTURES) and not name.startswith(".")
+    """Whether the name is a picture's, and neither it nor a folder in it is hidden."""
+    hidden = any(part.startswith(".") and part.strip(".") for part in path.split("/"))
+    return path.lower().endswith(PICTURES) and not hidden

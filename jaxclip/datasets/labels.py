@@ -13,7 +13,7 @@ from jaxclip.data import imagenet_wnids
 from jaxclip.datasets.source import unknown
 from jaxclip.errors import InputError
 
-_SPLITS = ("train", "val", "validation", "test")
+_SPLITS = ("train", "val", "valid", "validation", "test")
 _NUMBERS = 100_000  # folders with greater numbers for names are dates or the like
 _WNID = re.compile(r"n\d{8}")
 _WNID_FILE = re.compile(r"(n\d{8})[._-]")
@@ -28,33 +28,39 @@ def class_names(paths: Sequence[str], split: str | None, where: str) -> tuple[li
 
     Args:
         paths: Relative, with ``/``.
-        split: The folder to keep, where the pictures are in folders train, val, validation or test.
+        split: The folder to keep, where the pictures are in folders train, val, valid, validation or test, in small
+            letters or others.
         where: What to name in messages.
 
     Returns:
         The indices of the paths that are in the split, and the class name of each.
 
     Raises:
-        InputError: The split is not there, or there are several and none is named; some pictures are in class folders
-            and others are not.
+        InputError: The split is not there, or there are several and none is named; another folder is beside them; some
+            pictures are in class folders and others are not.
     """
     parts = [tuple(path.split("/")) for path in paths]
     shared: list[str] = []
-    while all(len(p) > 2 and p[0] == parts[0][0] for p in parts):
+    while not _WNID.fullmatch(parts[0][0]) and all(len(p) > 2 and p[0] == parts[0][0] for p in parts):
         shared.append(parts[0][0])
         parts = [p[1:] for p in parts]
     keep = list(range(len(parts)))
     splits = sorted({p[0] for p in parts})
-    if all(len(p) > 1 for p in parts) and set(splits) <= set(_SPLITS):
+    others = [name for name in splits if name.casefold() not in _SPLITS]
+    if all(len(p) > 1 for p in parts) and not others:
         if split is None and len(splits) == 1:
             split = splits[0]
         if split is None:
             raise InputError(f"{where} has the splits {', '.join(splits)}: name one")
-        keep = [i for i, p in enumerate(parts) if p[0] == split]
+        keep = [i for i, p in enumerate(parts) if p[0].casefold() == split.casefold()]
         parts = [parts[i][1:] for i in keep]
+    elif len(others) < len(splits) and all(len(p) > 2 for p in parts):
+        raise InputError(
+            f"{where}: the folder {others[0]} is beside splits: move it elsewhere, or name a split's folder"
+        )
     else:
-        splits = [name for name in shared if name in _SPLITS]
-    if split is not None and split not in splits:
+        splits = [name for name in shared if name.casefold() in _SPLITS]
+    if split is not None and split.casefold() not in map(str.casefold, splits):
         raise unknown(f"{where} has no split {split!r}", split, splits or ["no splits"])
     flat = [len(p) == 1 for p in parts]
     if any(flat) and not all(flat):

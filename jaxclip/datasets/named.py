@@ -336,7 +336,8 @@ def prepare(
         if source is not None and Path(source).is_dir() and known.builder is None:
             manual = Path(source)
         elif source is not None:
-            (manual / Path(source).name).symlink_to(Path(source).resolve())
+            name = "source" if Path(source).is_dir() else Path(source).name
+            (manual / name).symlink_to(Path(source).resolve())
         config = tfds.download.DownloadConfig(manual_dir=manual, compute_stats="skip")
         try:
             builder.download_and_prepare(download_config=config, file_format="array_record")
