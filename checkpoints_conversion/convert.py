@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import importlib.util
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -107,9 +108,18 @@ def fill(config: ModelConfig, rows: Iterable[tables.Row], weights: Weights) -> d
             kept[name] = weights.read(name)
         return kept[name]
 
+    def misfit(name: str, target: str, shape: tuple[int, ...]) -> InputError:
+        return InputError(
+            f"{where}: tensor {name!r} has shape {weights.shapes[name]}, which does not fit {target!r} {shape}: "
+            "is --model right for these weights?"
+        )
+
     arrays = {}
     with progress(f"convert {config.name}", total=len(rows), unit="arrays") as advance:
         for target, source, transform in rows:
+            there = sum(math.prod(weights.shapes[name]) for names in sources[target] for name in names)
+            if math.prod(targets[target]) > there:  # before so much memory is asked for
+                raise misfit(sources[target][0][0], target, targets[target])
             array = np.empty(targets[target], np.float32)
             stacked = "{}" in str(source)
             for i, names in enumerate(sources[target]):
@@ -120,12 +130,10 @@ def fill(config: ModelConfig, rows: Iterable[tables.Row], weights: Weights) -> d
                 except (ValueError, IndexError):
                     value = tensor
                 if value.shape != place.shape:
-                    shape = weights.shapes[names[0]]
-                    raise InputError(
-                        f"{where}: tensor {names[0]!r} has shape {shape}, which does not fit {target!r} {place.shape}: "
-                        "is --model right for these weights?"
-                    )
+                    raise misfit(names[0], target, place.shape)
                 place[...] = value
+                if not np.isfinite(place).all():
+                    raise InputError(f"{where}: tensor {names[0]!r} holds NaN, infinities or what float32 cannot hold")
             arrays[target] = array
             advance(1)
     return arrays
@@ -149,5 +157,7 @@ def _classes(config: ModelConfig, source_format: str, weights: Weights) -> int |
 
 def _report(where: str, what: str, names: set[str]) -> None:
     if names:
-        listed = ", ".join(sorted(names)[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+        listed = ", ".join(n if n.isprintable() else ascii(n) for n in sorted(names)[:8]) + (
+            f", … ({len(names)} in all)" if len(names) > 8 else ""
+        )
         raise InputError(f"{where}: {what}: {listed}")

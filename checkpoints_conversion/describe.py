@@ -37,14 +37,18 @@ def describe(configs: dict[str, Any], name: str) -> ModelConfig | None:
     if "open_clip_config.json" in configs:
         return config.from_open_clip(configs["open_clip_config.json"], name, "open_clip_config.json")
     data = configs.get("config.json", {})
-    pixels = configs.get("preprocessor_config.json", {})
+    file = "preprocessor_config.json"
+    pixels = configs.get(file, {})
+    if not pixels and "image_processor" in configs.get("processor_config.json", {}):  # as transformers 5 saves CLIP's
+        file = "processor_config.json"
+        pixels = configs[file]["image_processor"]
     if "architecture" in data and "pretrained_cfg" in data:
         return config.checked("config.json", lambda: _timm(data, name))
     if "model_type" not in data:
         return None
     if data["model_type"] not in list(_HF_MODELS):
         raise InputError(f"config.json: model_type {data['model_type']!r} is not one of {', '.join(_HF_MODELS)}")
-    where = "config.json" + (" with preprocessor_config.json" if pixels else "")
+    where = "config.json" + (f" with {file}" if pixels else "")
     return config.checked(where, lambda: _HF_MODELS[data["model_type"]](data, pixels, name))
 
 
@@ -123,7 +127,8 @@ _HF_MODELS = {"clip": _hf_clip, "vit": _hf_vit, "resnet": _hf_resnet}
 
 
 def _hf_classes(data: dict[str, Any]) -> int:
-    return data["num_labels"] if "num_labels" in data else len(data["id2label"])
+    """Which transformers writes down unless they are the two of its default; the weights know best."""
+    return data["num_labels"] if "num_labels" in data else len(data.get("id2label", "01"))
 
 
 def _hf_pixels(data: dict[str, Any], default: Preprocess) -> Preprocess:
@@ -149,8 +154,8 @@ def _hf_pixels(data: dict[str, Any], default: Preprocess) -> Preprocess:
             resize, resize_to, final = "squash", None, shortest
         elif crops:
             resize, resize_to, final = "shortest", shortest, crop
-        elif isinstance(size, dict):
-            raise InputError(f"{where}: shortest_edge without do_center_crop is not supported: pictures are not square")
+        elif isinstance(size, dict) or default.resize == "shortest":
+            raise InputError(f"{where}: a shortest edge without do_center_crop is not supported: no picture is square")
         else:
             resize, resize_to, final = "squash", None, shortest
     resample = data.get("resample", {"bilinear": 2, "bicubic": 3}[default.interpolation])
@@ -180,6 +185,16 @@ def _side(size: int | dict[str, int], where: str) -> int:
 def _timm(data: dict[str, Any], name: str) -> ModelConfig:
     architecture, pixels = data["architecture"], data["pretrained_cfg"]
     size = pixels["input_size"][-1]
+    usual = {
+        "num_classes": data.get("num_classes"),
+        "in_chans": 3,
+        "img_size": size,
+        "global_pool": "avg" if architecture in _RESNETS else "token",
+    }
+    options = {**(data.get("model_args") or {}), "global_pool": data.get("global_pool", usual["global_pool"])}
+    for key, value in options.items():
+        if key not in usual or value not in (usual[key], (size, size), [size, size]):
+            raise InputError(f"config.json: timm's {key} = {value!r} is not supported")
     vision: config.Vision
     if architecture in _RESNETS:
         depths, block = _RESNETS[architecture]

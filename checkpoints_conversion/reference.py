@@ -36,10 +36,13 @@ def load(module: torch.nn.Module, weights: Weights) -> None:
     own = module.state_dict()
     state = {}
     for name in weights.shapes:
+        if is_not_parameter(name):
+            continue
         key = name if name in own else name.removeprefix("text.")
+        key = key.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3.")  # torchvision before 0.13
         if key in own:
             state[key] = torch.from_numpy(weights.read(name)).reshape(own[key].shape)
-        elif not is_not_parameter(name):
+        else:
             raise InputError(f"the reference model has no tensor {name!r}")
     missing = [name for name in own if name not in state and not is_not_parameter(name)]
     if missing:
@@ -53,7 +56,11 @@ def _load_by_transformers(module: Any, weights: Weights) -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    state = {name: torch.from_numpy(weights.read(name)).reshape(shape) for name, shape in weights.shapes.items()}
+    state = {
+        name: torch.from_numpy(weights.read(name)).reshape(shape)
+        for name, shape in weights.shapes.items()
+        if not is_not_parameter(name)
+    }
     loaded, info = type(module).from_pretrained(None, config=module.config, state_dict=state, output_loading_info=True)
     unexpected, missing = (
         sorted(name for name in info[kind] if not is_not_parameter(name))

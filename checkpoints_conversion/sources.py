@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then reads)
+import jax.numpy as jnp  # and registers bfloat16 with NumPy, which safetensors then reads
 import numpy as np
 
 from jaxclip.errors import InputError, reason
@@ -24,7 +24,7 @@ WEIGHT_FILES = (
     "model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
     "model.safetensors.index.json", "pytorch_model.bin", "open_clip_pytorch_model.bin",
 )  # fmt: skip
-CONFIG_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.json")
+CONFIG_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.json", "processor_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,11 @@ def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[
         # Opened anew each time, so that the pages of the tensors already read do not stay mapped.
         try:
             with safe_open(path, "np") as file:
-                return np.asarray(file.get_tensor(name), np.float32)
+                tensor = file.get_tensor(name)
+                if not jnp.issubdtype(tensor.dtype, jnp.floating):
+                    raise TypeError(f"it holds {tensor.dtype}")
+                with np.errstate(over="ignore"):  # which `fill` finds
+                    return np.asarray(tensor, np.float32)
         except Exception as error:  # such as the AttributeError of a type that NumPy does not have
             raise _unreadable(path, name, error) from error
 
@@ -244,6 +248,8 @@ def _open_torch(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str],
     def read(name: str) -> np.ndarray:
         tensor = tensors.pop(name).detach()
         try:
+            if not tensor.is_floating_point():
+                raise TypeError(f"it holds {tensor.dtype}")
             array = np.array(tensor.to(torch.float32).numpy())
             storage = tensor.untyped_storage()
         except Exception as error:  # sparse, quantized, without data: each its own

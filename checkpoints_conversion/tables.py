@@ -55,7 +55,7 @@ def detect(names: Iterable[str]) -> str | None:
 
 
 def rows(source_format: str, cfg: ModelConfig, names: Iterable[str]) -> list[Row]:
-    """The table of a format for a model. ``names`` tells open_clip's two layouts of the text tower apart."""
+    """The table of a format for a model. ``names`` tells apart the layouts that a format has had."""
     names = set(names)
     match source_format:
         case "open_clip":
@@ -68,7 +68,7 @@ def rows(source_format: str, cfg: ModelConfig, names: Iterable[str]) -> list[Row
         case "hf_resnet":
             return _hf_resnet(cfg)
         case "torchvision_vit":
-            return _torchvision_vit(cfg)
+            return _torchvision_vit(names)
         case "timm_vit":
             return _timm_vit(cfg)
         case "resnet":
@@ -278,8 +278,11 @@ def _timm_vit(cfg: ModelConfig) -> list[Row]:
     ]
 
 
-def _torchvision_vit(cfg: ModelConfig) -> list[Row]:
+def _torchvision_vit(names: set[str]) -> list[Row]:
+    """The published files are older than torchvision 0.13, in which the MLP's two linear maps have other names."""
     b, s = "vision.transformer.blocks", "encoder.layers.encoder_layer_{}"
+    old = "encoder.layers.encoder_layer_0.mlp.linear_1.weight" in names
+    mlp_in, mlp_out = ("linear_1", "linear_2") if old else ("0", "3")
     return [
         ("vision.class_token", "class_token", "first2"),
         ("vision.positions", "encoder.pos_embedding", "first"),
@@ -290,8 +293,8 @@ def _torchvision_vit(cfg: ModelConfig) -> list[Row]:
         (f"{b}.qkv.bias", f"{s}.self_attention.in_proj_bias", "copy"),
         *_linear(f"{b}.out", f"{s}.self_attention.out_proj"),
         *_norm(f"{b}.norm2", f"{s}.ln_2"),
-        *_linear(f"{b}.mlp_in", f"{s}.mlp.0"),
-        *_linear(f"{b}.mlp_out", f"{s}.mlp.3"),
+        *_linear(f"{b}.mlp_in", f"{s}.mlp.{mlp_in}"),
+        *_linear(f"{b}.mlp_out", f"{s}.mlp.{mlp_out}"),
         *_norm("vision.norm_post", "encoder.ln"),
         *_linear("head", "heads.head"),
     ]

@@ -1,6 +1,7 @@
 """What must be said of a checkpoint to run it: towers and preprocessing, as frozen dataclasses that are also JSON."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable
 from typing import Any, Literal
@@ -156,6 +157,9 @@ class ModelConfig:
     logit_bias: bool = False
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        _check_numbers(self)
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types; :meth:`from_json` is its inverse."""
         out = dataclasses.asdict(self)
@@ -168,7 +172,8 @@ class ModelConfig:
         """Reads what :meth:`to_json` wrote.
 
         Raises:
-            InputError: A key is missing, unknown or of the wrong type; ``where`` names the file in the message.
+            InputError: A key is missing, unknown or of the wrong type, or two numbers do not fit; ``where`` names the
+                file in the message.
         """
         data = dict(data)
         vision = dict(data.get("vision") or {})
@@ -180,6 +185,43 @@ class ModelConfig:
         if data.get("text") is not None:
             data["text"] = _read(Text, data["text"], f"{where}: text")
         return _read(cls, data, where)
+
+
+def _check_numbers(config: ModelConfig) -> None:
+    """Raises an InputError where a size is not positive, or two do not go with each other."""
+    vision, text, pixels = config.vision, config.text, config.preprocess
+    sizes = [] if config.num_classes is None else [("num_classes", config.num_classes)]
+    for part, cfg in {"vision": vision, "text": text, "preprocess": pixels}.items():
+        for field, value in {} if cfg is None else vars(cfg).items():
+            values = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+                raise InputError(f"{part}.{field} is {value}: it must be finite")
+            if field not in ("eos_id", "mean", "std"):
+                sizes += [(f"{part}.{field}", v) for v in values if type(v) is int]
+    for name, size in sizes:
+        if size < 1:
+            raise InputError(f"{name} is {size}: it must be at least 1")
+    if min(pixels.std) <= 0:
+        raise InputError(f"preprocess.std is {pixels.std}: it must be positive")
+    pairs = []
+    pixels_of_a_token = 1
+    if isinstance(vision, ViT):
+        pixels_of_a_token = vision.patch_size
+        pairs.append(("vision.width", vision.width, vision.heads))
+        if vision.pool == "attention":
+            pairs.append(("vision.output_dim", vision.output_dim or vision.width, vision.pool_heads))
+    elif isinstance(vision, CLIPResNet):
+        pixels_of_a_token = 32
+        pairs.append(("32 times vision.width", 32 * vision.width, vision.heads))
+    if text is not None:
+        pairs.append(("text.width", text.width, text.heads))
+        if vision.output_dim != text.output_dim:
+            raise InputError(f"text.output_dim is {text.output_dim}, and vision.output_dim {vision.output_dim}")
+    pairs.append(("vision.image_size", vision.image_size, pixels_of_a_token))
+    pairs.append(("preprocess.size", pixels.size, pixels_of_a_token))
+    for name, size, part_size in pairs:
+        if size % part_size:
+            raise InputError(f"{name} is {size}, which is not a multiple of {part_size}")
 
 
 def _read(cls: type, data: dict[str, Any], where: str) -> Any:
@@ -197,7 +239,10 @@ def _read(cls: type, data: dict[str, Any], where: str) -> Any:
         if not _fits(value, hints[key]):
             raise InputError(f"{where}: {key} is {value!r}, which is not {_spell(hints[key])}")
         values[key] = value
-    return cls(**values)
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -226,8 +271,8 @@ def checked(where: str, read: Callable[[], ModelConfig]) -> ModelConfig:
     """
     try:
         found = read()
-    except InputError:
-        raise
+    except InputError as error:  # of a configuration's own checks, which know no file
+        raise InputError(message if (message := str(error)).startswith(where) else f"{where}: {message}") from None
     except KeyError as error:
         raise InputError(f"{where}: key {error} is missing: is the file complete?") from None
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
@@ -281,6 +326,9 @@ def _from_open_clip(config: dict[str, Any], name: str, where: str) -> ModelConfi
     model = config.get("model_cfg", config)
     if "vision_cfg" not in model or "text_cfg" not in model or "embed_dim" not in model:
         raise InputError(f"{where}: not an open_clip config (it has no embed_dim, vision_cfg and text_cfg)")
+    for part in ("vision_cfg", "text_cfg"):
+        if others := set((model[part] or {}).get("norm_kwargs") or {}) - {"eps"}:
+            raise InputError(f"{where}: {part}.norm_kwargs.{min(others)} is not supported")
     for key in ("multimodal_cfg", "nonscalar_logit_scale"):
         if model.get(key):
             raise InputError(f"{where}: {key} is not supported: only CLIP's two towers are")
@@ -302,6 +350,8 @@ def _from_open_clip(config: dict[str, Any], name: str, where: str) -> ModelConfi
     pixels = config.get("preprocess_cfg", {})
     if pixels.get("resize_mode", "shortest") not in ("shortest", "squash"):
         raise InputError(f"{where}: preprocess_cfg.resize_mode = {pixels['resize_mode']!r} is not supported")
+    if pixels.get("mode", "RGB") != "RGB":
+        raise InputError(f"{where}: preprocess_cfg.mode = {pixels['mode']!r} is not supported")
     preprocess = Preprocess(
         size=image_size,
         resize=pixels.get("resize_mode", "shortest"),

@@ -96,9 +96,9 @@ def _resized(width: int, height: int, config: Preprocess) -> tuple[int, int]:
 
 
 def _margin(length: int, size: int, rounding: str) -> int:
-    """What is cut off before the centre, or (negative) padded; padding is rounded down, as torchvision does."""
+    """What is cut off before the centre, or (negative) padded: rounded down by torchvision, up by transformers."""
     if length < size:
-        return -((size - length) // 2)
+        return -((size - length) // 2) if rounding == "even" else (length - size) // 2
     return (length - size) // 2 if rounding == "down" else round((length - size) / 2)
 
 

@@ -272,16 +272,72 @@ def test_a_tensor_that_is_no_array_of_floats_is_one_error(tmp_path: Path) -> Non
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file as save_torch
 
-    bad = {"sparse": torch.eye(3).to_sparse(), "meta": torch.empty(3, device="meta")}
+    whole = {str(t): torch.ones(3, dtype=t) for t in (torch.int8, torch.int64, torch.bool, torch.complex64)}
+    bad = {"sparse": torch.eye(3).to_sparse(), "meta": torch.empty(3, device="meta"), **whole}
+    others = {"float8": torch.ones(3).to(torch.float8_e4m3fn), **whole}
     torch.save({**bad, "good": torch.ones(3)}, tmp_path / "w.pt")
-    save_torch({"float8": torch.ones(3).to(torch.float8_e4m3fn), "good": torch.ones(3)}, tmp_path / "w.safetensors")
-    for file, names in {"w.pt": bad, "w.safetensors": ["float8"]}.items():
+    save_torch({**others, "good": torch.ones(3)}, tmp_path / "w.safetensors")
+    for file, names in {"w.pt": bad, "w.safetensors": others}.items():
         opened = sources.open_weights(str(tmp_path / file))
         for name in names:
             with pytest.raises(InputError, match=rf"{file}: tensor {name} cannot be read \([^\n]+\): \w") as error:
                 opened.read(name)
             assert "\n" not in str(error.value)
         np.testing.assert_array_equal(opened.read("good"), np.ones(3))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
+def test_a_number_that_float32_does_not_hold_is_one_error(number: float, tensors, model, tmp_path: Path) -> None:
+    """It would be NaN in every representation, far from its cause."""
+    tensors["visual.proj"] = tensors["visual.proj"].astype(np.float64)
+    tensors["visual.proj"][3, 2] = number
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"tensor 'visual\.proj' holds NaN, infinities or what float32 cannot hold"):
+        convert(tmp_path / "w.safetensors", model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("vision_cfg", {"width": 0}, "x.json: vision.width is 0"),
+        ("vision_cfg", {"layers": -1}, "x.json: vision.layers is -1"),
+        ("vision_cfg", {"layers": [3, 0, 6, 3], "width": 32}, "x.json: vision.layers is 0"),
+        ("vision_cfg", {"patch_size": 0}, "x.json: vision.patch_size is 0"),
+        ("vision_cfg", {"image_size": 40}, "x.json: vision.image_size is 40, which is not a multiple of 16"),
+        ("vision_cfg", {"layers": [1, 1, 1, 1], "image_size": 80}, "is 80, which is not a multiple of 32"),
+        ("vision_cfg", {"head_width": 10}, "x.json: vision.width is 32, which is not a multiple of 3"),
+        ("vision_cfg", {"attentional_pool": True}, None),
+        ("vision_cfg", {"attentional_pool": True, "attn_pooler_heads": 5}, "vision.output_dim is 16, which is not"),
+        ("vision_cfg", {"norm_kwargs": {"epsilon": 0.1}}, "vision_cfg.norm_kwargs.epsilon is not supported"),
+        ("text_cfg", {"heads": 3}, "x.json: text.width is 32, which is not a multiple of 3"),
+        ("text_cfg", {"norm_kwargs": {"eps": float("nan")}}, "text.norm_eps is nan: it must be finite"),
+        ("preprocess_cfg", {"std": [0.0, 1.0, 1.0]}, "preprocess.std is (0.0, 1.0, 1.0): it must be positive"),
+        ("preprocess_cfg", {"mean": [0, 0, 0], "std": [1, 1, 1]}, None),
+        ("preprocess_cfg", {"mode": "L"}, "preprocess_cfg.mode = 'L' is not supported"),
+    ],
+)
+def test_numbers_that_make_no_model_are_refused(part: str, change: dict, says: str | None) -> None:
+    """Rather than converted, to fail in JAX at the first picture."""
+    data = {"model_cfg": CONFIG, "preprocess_cfg": {}}
+    if part == "preprocess_cfg":
+        data = {**data, part: change}
+    else:
+        data = {**data, "model_cfg": {**CONFIG, part: {**CONFIG[part], **change}}}
+    if says is None:
+        from_open_clip(data, "x", "x.json")
+        return
+    with pytest.raises(InputError, match=re.escape(says)):
+        from_open_clip(data, "x", "x.json")
+
+
+def test_a_size_without_its_weights_is_not_allocated(tensors, tmp_path: Path) -> None:
+    """A config of 10^15 words is a misfit, not a MemoryError."""
+    huge = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "vocab_size": 10**15}}
+    (tmp_path / "huge.json").write_text(json.dumps(huge))
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"'token_embedding\.weight' has shape \(300, 32\), which does not fit"):
+        convert(tmp_path / "w.safetensors", str(tmp_path / "huge.json"), tmp_path / "out")
 
 
 def test_wrong_names_and_places(tensors, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,6 +690,7 @@ SQUASHED, CUT = Preprocess(224, "squash"), Preprocess(224)
         ({"size": {"height": 256, "width": 224}}, SQUASHED, "256 x 224"),
         ({"size": {"height": 256, "width": 256}, "crop_size": 224}, CUT, "crop of 224 from a square of 256"),
         ({"size": {"shortest_edge": 224}, "do_center_crop": False}, CUT, "without do_center_crop"),
+        ({"size": 224, "do_center_crop": False}, CUT, "without do_center_crop"),
     ],
 )
 def test_hugging_faces_preprocessors(data: dict, default: Preprocess, expected: tuple | str) -> None:

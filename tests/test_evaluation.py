@@ -285,7 +285,7 @@ def test_nothing_but_bad_pictures(animals: Path) -> None:
     ("says", "call"),
     [
         ("chooses between 7 classes, but animals has 2", lambda path: evaluate(tiny_classifier(7), path)),
-        ("'fish' is none of the 2 given classes; the nearest is 'dish'",
+        ("'fish' is none of the 2 given classes: did you mean dish",
          lambda path: evaluate(tiny_clip(), path, classes=["bird", "dish"])),
         ("classes are 'bird'", lambda path: evaluate(tiny_clip(), path, classes="bird")),
         ("subset 'imagenet_b' cannot be taken", lambda path: evaluate(tiny_clip(), path, subset="imagenet_b")),

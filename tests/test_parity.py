@@ -15,10 +15,12 @@ for package in ("torch", "torchvision", "open_clip", "timm", "transformers"):
     pytest.importorskip(package, reason="the reference libraries are the extra [parity]")
 
 import jaxclip
-from checkpoints_conversion import parity, reference
-from checkpoints_conversion.convert import convert
+from checkpoints_conversion import parity, reference, tables
+from checkpoints_conversion.convert import convert, fill
+from checkpoints_conversion.sources import open_weights
 from checkpoints_conversion.verify import Difference, compare, inputs, verify
-from jaxclip import config
+from jaxclip import checkpoint, config
+from jaxclip.errors import InputError
 
 FAST = ("open_clip ViT-B-32", "openai RN50-quickgelu", "torchvision resnet34", "torchvision vit_b_32")
 
@@ -46,6 +48,10 @@ VARIANTS = {
     "norm after pool": {"vision_cfg": VIT | {"pool_type": "avg", "final_ln_after_pool": True}, "text_cfg": TEXT},
     "attentional pool": {
         "vision_cfg": VIT | {"attentional_pool": True, "attn_pooler_queries": 9, "attn_pooler_heads": 6},
+        "text_cfg": TEXT,
+    },
+    "attentional pool, whose own norms keep their epsilon": {
+        "vision_cfg": VIT | {"attentional_pool": True, "norm_kwargs": {"eps": 0.1}},
         "text_cfg": TEXT,
     },
     "layer scale, no pre-norm": {
@@ -114,6 +120,70 @@ def test_hugging_face_folder(cfg: config.ModelConfig, tmp_path: Path) -> None:
         assert d.relative < 5e-6, f"{d.what}: relative error {d.relative:.2e}"
     for d in verify(tmp_path / "hf", tmp_path / "out"):
         assert d.relative < 5e-6 and d.cosine > 0.99999
+
+
+def test_transformers_writes_no_labels_of_two(tmp_path: Path) -> None:
+    """Nor anything else that is its default: two classes are read from the head."""
+    import transformers
+
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    module = transformers.ViTForImageClassification(transformers.ViTConfig(**small, image_size=32)).eval()
+    reference.randomize(module, seed=5)
+    module.save_pretrained(tmp_path / "hf")
+    assert "id2label" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert convert(tmp_path / "hf", None, tmp_path / "out").num_classes == 2
+    for d in agree(jaxclip.load_model(tmp_path / "out"), module, "hf_vit"):
+        assert d.relative < 5e-6, f"{d.what}: relative error {d.relative:.2e}"
+
+
+def test_the_pixels_of_a_saved_processor(tmp_path: Path) -> None:
+    """transformers 5 writes CLIP's image processor into processor_config.json, and no file of its own."""
+    import transformers
+
+    crop = {"size": {"shortest_edge": 80}, "crop_size": {"height": 64, "width": 64}}
+    pixels = transformers.CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6], **crop)
+    cfg = config.ModelConfig("clip", VISION, PIXELS, dataclasses.replace(WORDS, activation="gelu"))
+    reference.build(cfg, "hf_clip").save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "processor_config.json").write_text(json.dumps({"image_processor": pixels.to_dict()}))
+    found = convert(tmp_path / "hf", None, tmp_path / "out").preprocess
+    assert (found.size, found.resize_to, found.mean, found.std) == (64, 80, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_torchvisions_published_vits(tmp_path: Path) -> None:
+    """They are older than torchvision 0.13, whose loader renames the MLP's linear maps: so do conversion and verify."""
+    from safetensors.torch import save_file
+
+    cfg = config.ModelConfig("vit", SUPERVISED, PIXELS, num_classes=11)
+    module = reference.build(cfg, "torchvision_vit")
+    reference.randomize(module, seed=4)
+    renamed = {
+        name.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): tensor
+        for name, tensor in module.state_dict().items()
+    }
+    assert set(renamed) != set(module.state_dict())
+    reference.build(cfg, "torchvision_vit").load_state_dict(renamed)  # torchvision knows the names
+    save_file(renamed, tmp_path / "old.safetensors")
+    weights = open_weights(str(tmp_path / "old.safetensors"))
+    arrays = fill(cfg, tables.rows("torchvision_vit", cfg, weights.shapes), weights)
+    checkpoint.save(tmp_path / "out", cfg, arrays)
+    loaded = reference.build(cfg, "torchvision_vit")
+    reference.load(loaded, open_weights(str(tmp_path / "old.safetensors")))
+    for theirs in (module, loaded):
+        for d in agree(jaxclip.load_model(tmp_path / "out"), theirs, "torchvision_vit"):
+            assert d.relative < 5e-6, f"{d.what}: relative error {d.relative:.2e}"
+
+
+@pytest.mark.parametrize(
+    "options", [{"global_pool": "avg"}, {"act_layer": "quick_gelu"}, {"num_heads": 6}, {"init_values": 0.1}]
+)
+def test_timm_options_are_refused(options: dict, tmp_path: Path) -> None:
+    """timm writes what a model was made with, under names that shapes do not show: another model, without an error."""
+    import timm
+
+    module = timm.create_model("vit_tiny_patch16_224", num_classes=7, **options)
+    timm.models.save_for_hf(module, tmp_path / "timm", model_args=options)
+    with pytest.raises(InputError, match=f"timm's {next(iter(options))} = "):
+        convert(tmp_path / "timm", None, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224"])

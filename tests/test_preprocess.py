@@ -318,6 +318,16 @@ def test_hugging_face_clip(imagenet_samples):
     _compare(imagenet_samples[::10], _hugging_face_clip())
 
 
+@pytest.mark.parametrize("size", [20, 21, 29, 31])
+def test_hugging_face_pads(imagenet_samples, size):
+    """A crop that is larger than the picture: for an odd difference transformers pads the first side by the most."""
+    clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": 32, "width": 32}}
+    crop = _hugging_face(clip.CLIPImageProcessorPil(do_rescale=False, do_normalize=False, **sizes))
+    pixels = Preprocess(32, resize_to=size, convert_rgb="over_white", crop_rounding="down")
+    _compare(imagenet_samples[::50], ("Hugging Face CLIP", pixels, crop))
+
+
 @pytest.mark.parametrize("kind", ODD)
 def test_hugging_face_odd_pictures(kind):
     """Transparency is put over white, by an alpha channel or by a palette's."""

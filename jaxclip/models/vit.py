@@ -96,8 +96,10 @@ class AttentionPool(nnx.Module):
     def __init__(self, cfg: config.ViT, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = cfg.output_dim or cfg.width
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (cfg.pool_queries, width)))
-        self.norm_q = LayerNorm(width, eps=cfg.norm_eps, dtype=dtype, rngs=rngs)
-        self.norm_kv = LayerNorm(cfg.width, eps=cfg.norm_eps, dtype=dtype, rngs=rngs)
+        self.norm_q = LayerNorm(
+            width, eps=1e-5, dtype=dtype, rngs=rngs
+        )  # open_clip's, whatever the tower's other norms
+        self.norm_kv = LayerNorm(cfg.width, eps=1e-5, dtype=dtype, rngs=rngs)
         self.q = Linear(width, width, dtype=dtype, rngs=rngs)
         self.k = Linear(cfg.width, width, dtype=dtype, rngs=rngs)
         self.v = Linear(cfg.width, width, dtype=dtype, rngs=rngs)
