@@ -89,7 +89,7 @@ class Section:
     def print(self) -> None:
         """Prints the tables."""
         console = Console()
-        console = console if console.is_terminal else Console(width=160)
+        console = console if console.is_terminal else Console(width=200)
         for name, (columns, rows, formats) in self.tables.items():
             grid = Table(*columns, title=f"{self.title}: {name}", title_justify="left")
             for row in rows:

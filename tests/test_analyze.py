@@ -16,6 +16,7 @@ from jaxclip.cli import main
 from jaxclip.datasets import class_subset, label_map
 from jaxclip.errors import InputError
 from jaxclip.model import load_model
+from jaxclip.sections import Section
 from jaxclip.store import MANIFEST, model_digest
 
 NAME = "synthetic-model"
@@ -175,7 +176,9 @@ def test_some_of_the_shifts() -> None:
     for x in ("full", "subset"):
         found = analyze.robustness("mine", accuracies, analyze.Options(x=x), shifts=("imagenet_v2", "objectnet"))  # type: ignore[arg-type]
         assert list(found.fits) == ["imagenet_v2", "objectnet"] and np.isfinite(found.mean).all()
-        assert len(scatter([], found, x).axes) == 3, "two panels and the legend"  # type: ignore[arg-type]
+        section = Section("")
+        scatter(section, [], found, x, "two")  # type: ignore[arg-type]
+        assert len(section.figures["two"].axes) == 3, "two panels and the legend"
 
 
 def test_the_coordinates_as_directions(root: Path, tmp_path: Path) -> None:
@@ -224,15 +227,25 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 
 
 def test_robustness_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    table = tmp_path / "mine.csv"
+    table, out = tmp_path / "mine.csv", tmp_path / "out"
     table.write_text("model,imagenet,imagenet_v2\nmine,0.7,0.65\n")
-    assert main(["robustness", "--accuracies", str(table), "--out", str(tmp_path / "out")]) == 0
-    assert "mine" in capsys.readouterr().out
-    (row,) = csv.DictReader((tmp_path / "out" / "effective_robustness.csv").open())
-    assert 0 < float(row["er_imagenet_v2"]) < 0.2 and row["er"] == "", (
+    command = ["robustness", "--accuracies", str(table), "--out", str(out)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "mine" in printed and f"written: {out / 'index.html'}" in printed.replace("\n", "")
+    (row,) = csv.DictReader((out / "tables" / "effective-robustness.csv").open())
+    assert 0 < float(row["ER on ImageNet-V2"]) < 0.2 and row["ER"] == "", (
         "0.65 is above the line, and four shifts are missing"
     )
+    assert sorted(file.name for file in out.glob("*/*")) == [
+        "effective-robustness.csv",
+        "effective-robustness.png",
+        "lines.csv",
+    ]
+    shutil.rmtree(out)
+    assert main([*command, "--x", "subset"]) == 2
+    assert "imagenet_on_imagenet_r" in capsys.readouterr().err
     table.write_text("model,imagenet,imagenet_v2\nmine,70,65\n")
-    assert main(["robustness", "--accuracies", str(table), "--out", str(tmp_path / "out")]) == 2
+    assert main(command) == 2
     assert "divide percent by 100" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "out")
+    assert not out.exists()
