@@ -11,7 +11,8 @@ import numpy as np
 from experiments import study as studies
 from experiments.effective_robustness import TITLES, Group, mean_robustness, registry_models, scatter
 from experiments.study import Study
-from jaxclip.analysis import SHIFTS, Accuracies, EffectiveRobustness, effective_robustness, standard_models
+from jaxclip.accuracies import Accuracies, standard_models
+from jaxclip.analysis import SHIFTS, EffectiveRobustness, effective_robustness
 from jaxclip.analyze import IMAGENET
 from jaxclip.sections import Section, accuracy_table
 

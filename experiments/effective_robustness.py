@@ -22,18 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jaxclip import registry, report
-from jaxclip.analysis.robustness import (
-    SHIFTS,
-    Accuracies,
-    EffectiveRobustness,
-    XAxis,
-    effective_robustness,
-    predicted_accuracy,
-    published_accuracies,
-    read_accuracies,
-    standard_models,
-    x_column,
-)
+from jaxclip.accuracies import Accuracies, published_accuracies, read_accuracies, standard_models
+from jaxclip.analysis import SHIFTS, EffectiveRobustness, effective_robustness, predicted_accuracy
+from jaxclip.analysis.robustness import XAxis, x_column
 from jaxclip.errors import InputError
 from jaxclip.sections import Section, title
 
@@ -65,7 +56,7 @@ def registry_models() -> Group:
 
 
 def user_models(path: Path) -> Group:
-    """The models of a user's CSV (:func:`jaxclip.analysis.read_accuracies` says what is in it)."""
+    """The models of a user's CSV (:func:`jaxclip.accuracies.read_accuracies` says what is in it)."""
     accuracies = read_accuracies(path)
     count = len(accuracies.models)
     return Group(accuracies, (USER,) * count, (USER,) * count)

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments import effective_robustness as experiment
-from jaxclip.analysis import (
-    SHIFTS,
-    effective_robustness,
-    predicted_accuracy,
-    published_accuracies,
-    read_accuracies,
-    standard_models,
-)
+from jaxclip.accuracies import published_accuracies, read_accuracies, standard_models
+from jaxclip.analysis import SHIFTS, effective_robustness, predicted_accuracy
 from jaxclip.errors import InputError
 
 SOURCE = {

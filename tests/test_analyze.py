@@ -53,6 +53,9 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert 0.6 < found["accuracy"]["imagenet2012"]["value"] < 1, "the store's other model was read"
     for shift in SHIFTS:
         assert (f"no representations of {shift}" in printed) == (shift not in ("imagenet_v2", "imagenet_r"))
+    er, pruned = found["robustness"], found["pruned_robustness"]
+    assert len(pruned["shift"]["imagenet_r"]) == len(found["pruning"]["fractions"]) == 101
+    assert pruned["shift"]["imagenet_r"][0] == pytest.approx(er["shift"]["imagenet_r"][0]), "no direction is pruned"
     assert "broden is not prepared" in printed.replace("\n", " ") or "datasets prepare broden" in printed
     rows = list(csv.DictReader((out / "tables" / "effective-robustness.csv").open()))
     assert [row["Shift"] for row in rows if row["ER"]] == ["ImageNet-V2", "ImageNet-R"]
@@ -70,7 +73,7 @@ def test_one_key_is_enough(root: Path) -> None:
     options = analyze.Options(fractions=(0.0, 0.8))
     found = analyze.analyze_stored(model, [one.folder], options)
     assert found.reference == "imagenet_v2" and list(found.accuracy) == ["imagenet_v2"]
-    assert found.robustness is None, "a shift's accuracy stood for ImageNet's"
+    assert found.robustness is found.pruned_robustness is None, "a shift's accuracy stood for ImageNet's"
     assert "no effective robustness without representations of imagenet2012" in found.missing
 
 
