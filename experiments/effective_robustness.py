@@ -1,46 +1,32 @@
 """Effective robustness of every checkpoint with published accuracies, from data that ships with the package.
 
-Fits one line for each shift through the ImageNet testbed's standard models, in logit space; writes a table (CSV,
-LaTeX), the lines (CSV) and the scatter of the five shifts (SVG, PNG). With ``--accuracies``, does it for a user's own
-models beside them.
+Fits one line for each shift through the ImageNet testbed's standard models, in logit space: the table of the models,
+the lines, and the scatter of the five shifts. With ``--accuracies``, does it for a user's own models beside them. It is
+``jaxclip robustness``, by the name of the other experiments.
 
     python -m experiments.effective_robustness --out report/effective_robustness
 """
 
-import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from rich.console import Console
-from rich.table import Table
 
 from jaxclip import registry, report
-from jaxclip.analysis.robustness import (
-    SHIFTS,
-    Accuracies,
-    EffectiveRobustness,
-    Fit,
-    XAxis,
-    effective_robustness,
-    predicted_accuracy,
-    published_accuracies,
-    read_accuracies,
-    standard_models,
-    x_column,
-)
+from jaxclip.accuracies import Accuracies, published_accuracies, read_accuracies, standard_models
+from jaxclip.analysis import SHIFTS, EffectiveRobustness, effective_robustness, predicted_accuracy
+from jaxclip.analysis.robustness import XAxis, x_column
 from jaxclip.errors import InputError
-from jaxclip.files import new_file
-from jaxclip.sections import title
+from jaxclip.sections import Section, title
 
 TITLES = {shift: title(shift) for shift in SHIFTS}
 MARKERS = {"RN50": "o", "RN101": "s", "ViT-B-32": "^", "ViT-B-16": "D", "ViT-L-14": "P", "ViT": "^", "ResNet": "s"}
@@ -70,50 +56,100 @@ def registry_models() -> Group:
 
 
 def user_models(path: Path) -> Group:
-    """The models of a user's CSV (:func:`jaxclip.analysis.read_accuracies` says what is in it)."""
+    """The models of a user's CSV (:func:`jaxclip.accuracies.read_accuracies` says what is in it)."""
     accuracies = read_accuracies(path)
     count = len(accuracies.models)
     return Group(accuracies, (USER,) * count, (USER,) * count)
 
 
-def table(group: Group, result: EffectiveRobustness) -> list[list[str | float]]:
-    """A header; for each model ImageNet accuracy, mean effective robustness with its interval, and each shift's."""
-    header: list[str | float] = ["model", "training set", "imagenet", "er", "er_low", "er_high"]
-    header += [f"er_{shift}" for shift in SHIFTS]
-    rows: list[list[str | float]] = [header]
-    for i, model in enumerate(group.accuracies.models):
-        numbers = [group.accuracies.columns["imagenet"][i], result.mean[i], *result.mean_interval[i]]
-        numbers += [result.shift[shift][i] for shift in SHIFTS]
-        rows.append([model, group.training_sets[i], *map(float, numbers)])
-    return rows
+def run(accuracies: Path | None = None, x: XAxis = "full", seed: int = 0) -> Section:
+    """The table of the registry's checkpoints, or of a user's models; their scatter; the lines.
+
+    Args:
+        accuracies: A user's CSV; None for the registry alone.
+        x: Which ImageNet accuracy predicts the accuracy under shift. Published ones are for all classes only, so that
+            ``subset`` is for a user's table that has the subset columns.
+        seed: Of the bootstrap.
+
+    Raises:
+        InputError: The table is not as it must be, or lacks a column that ``x`` needs.
+    """
+    if accuracies is None and x == "subset":
+        raise InputError("no subset accuracies are published: give your own with --accuracies, or leave out --x subset")
+    known = [registry_models()] if x == "full" else []
+    groups = known if accuracies is None else [*known, user_models(accuracies)]
+    judged = groups[-1]
+    columns = judged.accuracies.columns
+    result = effective_robustness(columns, standard_models().columns, x, key=jax.random.key(seed))
+    section = Section("Effective robustness")
+    models_table(section, judged, result)
+    scatter(section, groups, result, x, "effective-robustness")
+    lines_table(section, result)
+    return section
 
 
-def latex(rows: list[list[str | float]]) -> str:
-    """The table for a paper (booktabs), in percent and percentage points."""
-    names = " & ".join(("Model", "Training set", "ImageNet", "ER", *TITLES.values()))
-    lines = [r"\begin{tabular}{llrr" + "r" * len(SHIFTS) + "}", r"\toprule", names + r" \\", r"\midrule"]
-    for model, training_set, *numbers in rows[1:]:
-        accuracy, mean, low, high, *shifts = (100 * float(number) for number in numbers)
-        er = "--" if np.isnan(mean) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
-        cells = [f"{accuracy:.1f}", er, *("--" if np.isnan(value) else f"{value:.1f}" for value in shifts)]
-        text = [str(cell).replace("_", r"\_") for cell in (model, training_set)]
-        lines.append(" & ".join([*text, *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+def models_table(section: Section, group: Group, result: EffectiveRobustness) -> None:
+    """ImageNet accuracy, mean effective robustness with its interval, and each shift's."""
+    models, shifts = group.accuracies.models, [f"ER on {name}" for name in TITLES.values()]
+    er = mean_robustness(models, result)
+    section.table(
+        ["Model", "Training set", "ImageNet", "ER", *shifts],
+        [
+            [
+                model,
+                group.training_sets[i],
+                group.accuracies.columns["imagenet"][i],
+                er.get(model),
+                *(result.shift[shift][i] for shift in SHIFTS),
+            ]
+            for i, model in enumerate(models)
+        ],
+        "ImageNet accuracy, and effective robustness (accuracy above what the standard models’ line makes one expect): "
+        "the mean over the shifts with its 95 % bootstrap interval (over the standard models), and on each shift. "
+        "A dash is missing.",
+        "effective-robustness",
+        dict.fromkeys(["ImageNet", "ER", *shifts], ".1%"),
+    )
+
+
+def lines_table(section: Section, result: EffectiveRobustness) -> None:
+    """The line of each shift."""
+    section.table(
+        ["Shift", "Slope", "Intercept", "R²", "Models", "Left out"],
+        [[TITLES[shift], *fit] for shift, fit in result.fits.items()],
+        "The lines in logit space. Models: the standard ones that a line goes through. Left out: those without an "
+        "accuracy, or with 0 or 1, which has no logit.",
+        "lines",
+        {"Slope": ".3f", "Intercept": ".3f", "R²": ".3f"},
+    )
+
+
+def mean_robustness(found: Iterable[str], result: EffectiveRobustness) -> dict[str, report.Estimate]:
+    """Mean effective robustness with its interval, of the models that have all shifts."""
+    return {
+        name: report.Estimate(float(mean), float(low), float(high))
+        for name, mean, (low, high) in zip(found, result.mean, result.mean_interval, strict=True)
+        if not np.isnan(mean)
+    }
 
 
 def scatter(
+    section: Section,
     groups: Sequence[Group],
     result: EffectiveRobustness,
     x: XAxis,
+    name: str,
     baselines: Mapping[str, Float[np.ndarray, " b"]] | None = None,
     reference: str = "ImageNet",
-) -> Figure:
+) -> None:
     """Accuracy under each shift over ImageNet accuracy, on logit axes, with the baselines, their line, y = x.
 
     Args:
+        section: Where it goes.
         groups: Models to show above the baselines.
         result: Has the lines.
         x: Which ImageNet accuracy is horizontal.
+        name: Of the figure.
         baselines: Accuracies of the standard models, by column; None for the ImageNet testbed's.
         reference: What the set that stands for ImageNet is called.
     """
@@ -133,61 +169,14 @@ def scatter(
         _legend(corner, groups, colors)
         for axes in rest:
             axes.axis("off")
-    return figure
-
-
-def run(
-    accuracies: Path | None = None, out: Path | None = None, x: XAxis = "full", seed: int = 0
-) -> EffectiveRobustness:
-    """Prints the table of the registry's checkpoints, or of a user's models, and writes it with the figure.
-
-    Args:
-        accuracies: A user's CSV; None for the registry alone.
-        out: The folder to write to; None to print only.
-        x: Which ImageNet accuracy predicts the accuracy under shift. Published ones are for all classes only, so that
-            ``subset`` is for a user's table that has the subset columns.
-        seed: Of the bootstrap.
-
-    Raises:
-        InputError: The table is not as it must be, or lacks a column that ``x`` needs.
-    """
-    if accuracies is None and x == "subset":
-        raise InputError("no subset accuracies are published: give your own with --accuracies, or leave out --x subset")
-    known = [registry_models()] if x == "full" else []
-    groups = known if accuracies is None else [*known, user_models(accuracies)]
-    judged = groups[-1]
-    columns = judged.accuracies.columns
-    result = effective_robustness(columns, standard_models().columns, x, key=jax.random.key(seed))
-    rows = table(judged, result)
-    _print(rows, result)
-    if out is not None:
-        _write(out / "effective_robustness.csv", rows)
-        fits: list[list[str | float]] = [["shift", *Fit._fields]]
-        fits += [[shift, *map(float, fit)] for shift, fit in result.fits.items()]
-        _write(out / "lines.csv", fits)
-        with new_file(out / "effective_robustness.tex", encoding="utf-8") as file:
-            file.write(latex(rows))
-        figure = scatter(groups, result, x)
-        with report.style():
-            for kind in ("svg", "png"):
-                with new_file(out / f"effective_robustness.{kind}", "wb") as file:
-                    figure.savefig(file, format=kind, dpi=300, facecolor="white")
-    return result
-
-
-def main(
-    accuracies: Path | None = None, out: Path = Path("report/effective_robustness"), x: XAxis = "full", seed: int = 0
-) -> None:
-    """Effective robustness of the registry's checkpoints, or of your own models beside them.
-
-    Args:
-        accuracies: A CSV of your models: model, imagenet, imagenet_v2, imagenet_r, imagenet_sketch, objectnet,
-            imagenet_a, and for ``subset`` imagenet_on_imagenet_r and so on; accuracies from 0 to 1.
-        out: The folder to write the tables and the figure to.
-        x: ImageNet accuracy on all classes, or on the classes of each shift.
-        seed: Of the bootstrap intervals.
-    """
-    run(accuracies, out, x, seed)
+    above, known = int((result.mean > 0).sum()), int(np.isfinite(result.mean).sum())
+    section.figure(
+        figure,
+        f"Accuracy under shift over {reference} accuracy, on logit axes. Grey: the standard models, with their line; "
+        "models above it are effectively robust.",
+        f"{above} of {known} models have a positive mean effective robustness.",
+        name,
+    )
 
 
 def _ordered(groups: Sequence[Group], field: str) -> list[str]:
@@ -283,39 +272,7 @@ def _legend(axes: Axes, groups: Sequence[Group], colors: dict[str, str]) -> None
             axes.add_artist(legend)
 
 
-def _print(rows: list[list[str | float]], result: EffectiveRobustness) -> None:
-    lines = Table(
-        "shift", "slope", "intercept", "R²", "models", "left out", title="lines in logit space", title_justify="left"
-    )
-    for shift, fit in result.fits.items():
-        numbers = (f"{fit.slope:.3f}", f"{fit.intercept:.3f}", f"{fit.r2:.3f}", str(fit.models), str(fit.excluded))
-        lines.add_row(TITLES[shift], *numbers)
-    title = "effective robustness: percentage points above the line, [95 % bootstrap interval over the standard models]"
-    grid = Table("model", "training set", "ImageNet", "ER", "", *TITLES.values(), title=title, title_justify="left")
-    for model, training_set, *values in rows[1:]:
-        accuracy, mean, low, high, *shifts = (100 * float(value) for value in values)
-        interval = "" if np.isnan(mean) else f"[{low:.1f}, {high:.1f}]"
-        cells = ["n/a" if np.isnan(value) else f"{value:.1f}" for value in (accuracy, mean, *shifts)]
-        grid.add_row(str(model), str(training_set), cells[0], cells[1], interval, *cells[2:])
-    for grid_ in (lines, grid):
-        for column in grid_.columns[1:]:
-            column.justify = "left" if column.header == "training set" else "right"
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
-    console.print(lines, grid, sep="\n")
-
-
-def _write(path: Path, rows: Sequence[Sequence[str | float]]) -> None:
-    with new_file(path, newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        for row in rows:
-            writer.writerow(
-                ["" if cell != cell else f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row]
-            )
-
-
 if __name__ == "__main__":
-    from experiments.study import exit_on_input_error
+    from jaxclip.cli import main
 
-    with exit_on_input_error():
-        tyro.cli(main)
+    sys.exit(main(["robustness", *sys.argv[1:]]))

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import study as studies
-from experiments.accuracy_and_er import mean_robustness
+from experiments.effective_robustness import mean_robustness
 from experiments.study import Study, StudyModel
 from jaxclip import report
 from jaxclip.evaluation import Accuracy

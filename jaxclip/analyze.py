@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 import jaxclip
+from jaxclip.accuracies import standard_models
 from jaxclip.analysis import (
     SHIFTS,
     ActivationStats,
@@ -27,7 +28,6 @@ from jaxclip.analysis import (
     linear_cka,
     privileged_directions,
     prune_sweep,
-    standard_models,
 )
 from jaxclip.analysis.concepts import Negatives
 from jaxclip.analysis.directions import Importance
@@ -41,6 +41,7 @@ from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy, label_space, top_k_hits
 from jaxclip.files import new_file
 from jaxclip.model import Model
+from jaxclip.progress import progress
 from jaxclip.store import MANIFEST, Representations, model_digest, open_store
 from jaxclip.zero_shot import zero_shot_head
 
@@ -234,6 +235,7 @@ class Analysis:
         activations: Kurtosis and outlier features.
         directions: Privileged directions.
         pruning: Accuracy over the share pruned.
+        pruned_robustness: Effective robustness for each of the pruning's fractions; None as ``robustness``.
         concepts: None where there is no concept set.
         missing: What is not there, in words.
         stores: From each set, its key in the store.
@@ -249,6 +251,7 @@ class Analysis:
     activations: Activations
     directions: Directions
     pruning: Pruning
+    pruned_robustness: EffectiveRobustness | None
     concepts: ConceptSummary | None
     missing: list[str]
     stores: dict[str, str]
@@ -440,15 +443,17 @@ def summarise_concepts(
         options: Thresholds, negatives, seed.
         top: How many concepts are described, by as many images each.
     """
-    counts = concept_counts(
-        cast(Array, stored),
-        found.matrix,
-        directions,
-        options.concept_threshold,
-        options.negatives,
-        key=jax.random.key(options.seed),
-        min_images=options.min_images,
-    )
+    with progress("concepts", 3 * len(directions) * len(found.names), "pairs") as advance:
+        counts = concept_counts(
+            cast(Array, stored),
+            found.matrix,
+            directions,
+            options.concept_threshold,
+            options.negatives,
+            key=jax.random.key(options.seed),
+            min_images=options.min_images,
+            advance=advance,
+        )
     kinds = {kind: getattr(counts, kind) for kind in BASELINES}
     precision, encoded = counts.directions.average_precision, counts.directions.encoded
     times = encoded.sum(0)
@@ -549,6 +554,7 @@ def analyze(
     ranked = rank(head, reference, options)
     sets = views(reference, others, options.x)
     accuracies = {name: accuracy(head, data) for name, data in sets.items()}
+    pruning = Pruning(list(options.fractions), {k: prune(head, ranked, data, options) for k, data in sets.items()})
     imagenet = is_imagenet(reference)
     judged = imagenet and not is_shift(reference.name)
     stores = {reference.name: reference, **others} | ({concept_set[0].name: concept_set[0]} if concept_set else {})
@@ -563,7 +569,8 @@ def analyze(
         else None,
         activations=activations(reference, options),
         directions=directions(ranked, options),
-        pruning=Pruning(list(options.fractions), {k: prune(head, ranked, data, options) for k, data in sets.items()}),
+        pruning=pruning,
+        pruned_robustness=robustness(reference.name, pruning.accuracy, options) if judged else None,
         concepts=summarise_concepts(*concept_set, concept_directions(ranked, options), options)
         if concept_set
         else None,

@@ -276,14 +276,17 @@ def robustness(
     Args:
         accuracies: A CSV of your models: model, imagenet, imagenet_v2, imagenet_r, imagenet_sketch, objectnet,
             imagenet_a; accuracies from 0 to 1.
-        out: The folder to write the tables and the figure to.
+        out: The folder to write index.html, tables/ and figures/ to.
         x: ImageNet accuracy on all classes, or on the classes of each shift: columns imagenet_on_imagenet_r,
             imagenet_on_objectnet and imagenet_on_imagenet_a, by `jaxclip evaluate --subset` of ImageNet.
         seed: Of the bootstrap intervals.
     """
     from experiments.effective_robustness import run
+    from jaxclip.sections import write
 
-    run(accuracies, out, x, seed)
+    section = run(accuracies, x, seed)
+    section.print()
+    print(f"written: {write(out, section.title, '', [section])}, tables and figures beside it")
 
 
 @dataclasses.dataclass(frozen=True)

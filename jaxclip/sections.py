@@ -17,7 +17,7 @@ from rich.table import Table
 
 from jaxclip import report
 from jaxclip.analysis import SHIFTS
-from jaxclip.analyze import BASELINES, STEADY, Activations, Analysis, ConceptSummary, Directions, Pruning, robustness
+from jaxclip.analyze import BASELINES, STEADY, Activations, Analysis, ConceptSummary, Directions, Pruning
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
 
@@ -89,7 +89,7 @@ class Section:
     def print(self) -> None:
         """Prints the tables."""
         console = Console()
-        console = console if console.is_terminal else Console(width=160)
+        console = console if console.is_terminal else Console(width=200)
         for name, (columns, rows, formats) in self.tables.items():
             grid = Table(*columns, title=f"{self.title}: {name}", title_justify="left")
             for row in rows:
@@ -523,11 +523,7 @@ def of_one(analysis: Analysis) -> list[Section]:
     outlier_table(kurtosis, activations)
     importance_figure(importance, directions, groups)
     importance_table(importance, directions, activations, about)
-    er_pruned = (
-        {name: robustness(analysis.reference, analysis.pruning.accuracy, analysis.options).mean}
-        if robust is not None
-        else {}
-    )
+    er_pruned = {} if analysis.pruned_robustness is None else {name: analysis.pruned_robustness.mean}
     others = [name for name in analysis.accuracy if name != analysis.reference and "_on_" not in name]
     shifts = others if robust is None else [name for name in SHIFTS if name in others]
     pruning_figure(pruning, analysis.reference, shifts, pruned, groups, er_pruned)

@@ -119,7 +119,9 @@ def test_planted_concepts_are_recovered_exactly(negatives):
     concepts[:, 11] = True
     directions = np.linalg.qr(random.standard_normal((128, 128)))[0]
     h += 4.5 * concepts[:, [1]] * directions[3] - 4.5 * concepts[:, [6]] * directions[8]
-    found = concept_counts(h, concepts, directions, negatives=negatives, key=KEY)
+    done: list[int] = []
+    found = concept_counts(h, concepts, directions, negatives=negatives, key=KEY, advance=done.append)
+    assert sum(done) == 3 * 128 * 12, "every pair, also of the skipped concepts"
     assert np.argwhere(found.directions.encoded).tolist() == [[3, 1], [3, 4], [8, 6]]
     assert found.directions.unique == 3 and found.directions.polysemanticity == 1.5
     assert found.directions.per_direction[[3, 8]].tolist() == [2, 1]

@@ -3,7 +3,6 @@
 import csv
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 
 import jax
 import numpy as np
@@ -14,14 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments import effective_robustness as experiment
-from jaxclip.analysis import (
-    SHIFTS,
-    effective_robustness,
-    predicted_accuracy,
-    published_accuracies,
-    read_accuracies,
-    standard_models,
-)
+from jaxclip.accuracies import published_accuracies, read_accuracies, standard_models
+from jaxclip.analysis import SHIFTS, effective_robustness, predicted_accuracy
 from jaxclip.errors import InputError
 
 SOURCE = {
@@ -206,24 +199,20 @@ def test_unreadable_files(tmp_path):
             read_accuracies(tmp_path / name)
 
 
-def test_experiment_for_a_user_s_models(tmp_path, capsys):
-    """A user's CSV gives the printed table and the files, with what is missing left empty; nothing for a bad one."""
+def test_experiment_for_a_user_s_models(tmp_path):
+    """A user's CSV gives the models' and the lines' tables and the figure, with what is missing left empty."""
     file = tmp_path / "my.csv"
     file.write_text("﻿model,imagenet,imagenet_v2,imagenet_r\nmine_1,0.7,0.65,\nmine_2,0.6,0.5,0.4\n")
-    out = tmp_path / "out"
-    result = experiment.run(file, out)
-    printed = capsys.readouterr().out
-    assert "mine_1" in printed and "n/a" in printed
-    with (out / "effective_robustness.csv").open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    assert [row["model"] for row in rows] == ["mine_1", "mine_2"]
-    assert float(rows[0]["er_imagenet_v2"]) == pytest.approx(result.shift["imagenet_v2"][0], abs=1e-5)
-    assert rows[0]["er_imagenet_r"] == rows[0]["er"] == rows[1]["er_objectnet"] == ""
-    assert r"mine\_2 & your models & 60.0 & -- &" in (out / "effective_robustness.tex").read_text()
-    assert ElementTree.parse(out / "effective_robustness.svg").getroot().tag.endswith("svg")
-    with pytest.raises(InputError, match="imagenet_on_imagenet_r"):
-        experiment.run(file, tmp_path / "none", "subset")
-    assert not (tmp_path / "none").exists()
+    section = experiment.run(file)
+    columns, cells, _ = section.tables["effective-robustness"]
+    rows = [dict(zip(columns, row, strict=True)) for row in cells]
+    assert [row["Model"] for row in rows] == ["mine_1", "mine_2"]
+    found = effective_robustness(read_accuracies(file).columns, standard_models().columns, samples=50)
+    assert [row["ER on ImageNet-V2"] for row in rows] == pytest.approx(found.shift["imagenet_v2"])
+    assert rows[0]["ER on ImageNet-R"] is rows[0]["ER"] is rows[1]["ER on ObjectNet"] is None
+    _, lines, _ = section.tables["lines"]
+    assert [tuple(line[1:]) for line in lines] == list(found.fits.values())
+    assert len(section.figures["effective-robustness"].axes) == 6, "five panels and the legend"
 
 
 @pytest.mark.slow
@@ -232,7 +221,7 @@ def test_experiment_of_the_registry_as_a_command(tmp_path):
     command = [sys.executable, "-m", "experiments.effective_robustness", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "ViT-L-14/openai" in done.stdout
-    with (tmp_path / "effective_robustness.csv").open(newline="") as lines:
+    with (tmp_path / "tables" / "effective-robustness.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert len(rows) >= 17
-    assert all(float(row[f"er_{shift}"]) > 0 for row in rows for shift in SHIFTS)
+    assert all(float(row[f"ER on {name}"]) > 0 for row in rows for name in experiment.TITLES.values())

@@ -16,6 +16,7 @@ from jaxclip.cli import main
 from jaxclip.datasets import class_subset, label_map
 from jaxclip.errors import InputError
 from jaxclip.model import load_model
+from jaxclip.sections import Section
 from jaxclip.store import MANIFEST, model_digest
 
 NAME = "synthetic-model"
@@ -52,6 +53,9 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert 0.6 < found["accuracy"]["imagenet2012"]["value"] < 1, "the store's other model was read"
     for shift in SHIFTS:
         assert (f"no representations of {shift}" in printed) == (shift not in ("imagenet_v2", "imagenet_r"))
+    er, pruned = found["robustness"], found["pruned_robustness"]
+    assert len(pruned["shift"]["imagenet_r"]) == len(found["pruning"]["fractions"]) == 101
+    assert pruned["shift"]["imagenet_r"][0] == pytest.approx(er["shift"]["imagenet_r"][0]), "no direction is pruned"
     assert "broden is not prepared" in printed.replace("\n", " ") or "datasets prepare broden" in printed
     rows = list(csv.DictReader((out / "tables" / "effective-robustness.csv").open()))
     assert [row["Shift"] for row in rows if row["ER"]] == ["ImageNet-V2", "ImageNet-R"]
@@ -69,7 +73,7 @@ def test_one_key_is_enough(root: Path) -> None:
     options = analyze.Options(fractions=(0.0, 0.8))
     found = analyze.analyze_stored(model, [one.folder], options)
     assert found.reference == "imagenet_v2" and list(found.accuracy) == ["imagenet_v2"]
-    assert found.robustness is None, "a shift's accuracy stood for ImageNet's"
+    assert found.robustness is found.pruned_robustness is None, "a shift's accuracy stood for ImageNet's"
     assert "no effective robustness without representations of imagenet2012" in found.missing
 
 
@@ -175,7 +179,9 @@ def test_some_of_the_shifts() -> None:
     for x in ("full", "subset"):
         found = analyze.robustness("mine", accuracies, analyze.Options(x=x), shifts=("imagenet_v2", "objectnet"))  # type: ignore[arg-type]
         assert list(found.fits) == ["imagenet_v2", "objectnet"] and np.isfinite(found.mean).all()
-        assert len(scatter([], found, x).axes) == 3, "two panels and the legend"  # type: ignore[arg-type]
+        section = Section("")
+        scatter(section, [], found, x, "two")  # type: ignore[arg-type]
+        assert len(section.figures["two"].axes) == 3, "two panels and the legend"
 
 
 def test_the_coordinates_as_directions(root: Path, tmp_path: Path) -> None:
@@ -224,15 +230,25 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 
 
 def test_robustness_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    table = tmp_path / "mine.csv"
+    table, out = tmp_path / "mine.csv", tmp_path / "out"
     table.write_text("model,imagenet,imagenet_v2\nmine,0.7,0.65\n")
-    assert main(["robustness", "--accuracies", str(table), "--out", str(tmp_path / "out")]) == 0
-    assert "mine" in capsys.readouterr().out
-    (row,) = csv.DictReader((tmp_path / "out" / "effective_robustness.csv").open())
-    assert 0 < float(row["er_imagenet_v2"]) < 0.2 and row["er"] == "", (
+    command = ["robustness", "--accuracies", str(table), "--out", str(out)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "mine" in printed and f"written: {out / 'index.html'}" in printed.replace("\n", "")
+    (row,) = csv.DictReader((out / "tables" / "effective-robustness.csv").open())
+    assert 0 < float(row["ER on ImageNet-V2"]) < 0.2 and row["ER"] == "", (
         "0.65 is above the line, and four shifts are missing"
     )
+    assert sorted(file.name for file in out.glob("*/*")) == [
+        "effective-robustness.csv",
+        "effective-robustness.png",
+        "lines.csv",
+    ]
+    shutil.rmtree(out)
+    assert main([*command, "--x", "subset"]) == 2
+    assert "imagenet_on_imagenet_r" in capsys.readouterr().err
     table.write_text("model,imagenet,imagenet_v2\nmine,70,65\n")
-    assert main(["robustness", "--accuracies", str(table), "--out", str(tmp_path / "out")]) == 2
+    assert main(command) == 2
     assert "divide percent by 100" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "out")
+    assert not out.exists()

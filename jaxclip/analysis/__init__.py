@@ -28,19 +28,14 @@ from jaxclip.analysis.kurtosis import (
 from jaxclip.analysis.pruning import prune_sweep
 from jaxclip.analysis.robustness import (
     SHIFTS,
-    Accuracies,
     EffectiveRobustness,
     Fit,
     effective_robustness,
     predicted_accuracy,
-    published_accuracies,
-    read_accuracies,
-    standard_models,
 )
 
 __all__ = [
     "SHIFTS",
-    "Accuracies",
     "ActivationStats",
     "ActivationSummary",
     "ConceptCounts",
@@ -61,7 +56,4 @@ __all__ = [
     "predicted_accuracy",
     "privileged_directions",
     "prune_sweep",
-    "published_accuracies",
-    "read_accuracies",
-    "standard_models",
 ]
