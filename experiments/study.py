@@ -289,7 +289,7 @@ def concepts(study: Study) -> dict[str, ConceptSummary]:
 
         def compute(name: str = name, stored: Representations = stored) -> ConceptSummary:
             rows = analyze.concept_directions(_ranked(study, name), study.options)
-            return analyze.summarise_concepts(stored, _concepts(study, stored), rows, study.options)
+            return analyze.summarise_concepts(stored, stored.ids, _concepts(study, stored), rows, study.options)
 
         inputs = _head_inputs(study) | {
             "options": {k: v for k, v in dataclasses.asdict(study.options).items() if k not in ("fractions", "x")},

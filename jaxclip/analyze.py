@@ -32,7 +32,7 @@ from jaxclip.analysis import (
 from jaxclip.analysis.concepts import Negatives
 from jaxclip.analysis.directions import Importance
 from jaxclip.analysis.robustness import XAxis, x_column
-from jaxclip.analysis.rows import BLOCK
+from jaxclip.analysis.rows import BLOCK, row_slices
 from jaxclip.data import imagenet_templates, imagenet_wnids
 from jaxclip.datasets import Source, class_subset, concepts, label_map, open_source
 from jaxclip.datasets.named import Concepts
@@ -50,6 +50,8 @@ STEADY = 0.5
 """A feature that is an outlier in at least this share of the images is counted as one."""
 LEADING = 5
 """How many of the most important directions are described, by as many features each."""
+Rows = Representations | Float[np.ndarray, "n d"]
+"""One row for each image, stored or not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Labelled(NamedTuple):
         classes: The m classes that may be chosen.
     """
 
-    h: Representations | Float[np.ndarray, "n d"]
+    h: Rows
     labels: Int[np.ndarray, " n"]
     answers: Bool[np.ndarray, "l c"]
     classes: Int[np.ndarray, " m"]
@@ -325,7 +327,7 @@ def accuracy(head: Head, data: Labelled) -> Accuracy:
     return Accuracy.of(right, len(data.labels))
 
 
-def activations(reference: Representations, options: Options = Options()) -> Activations:
+def activations(reference: Rows, options: Options = Options()) -> Activations:
     """Kurtosis and outlier features, in one pass."""
     found = ActivationStats.empty(reference.shape[1], options.outlier_threshold).update(cast(Array, reference)).result()
     return Activations(
@@ -339,7 +341,7 @@ def activations(reference: Representations, options: Options = Options()) -> Act
     )
 
 
-def rank(head: Head, reference: Representations, options: Options = Options()) -> PrivilegedDirections:
+def rank(head: Head, reference: Rows, options: Options = Options()) -> PrivilegedDirections:
     """The head's directions, ranked on the reference set."""
     return privileged_directions(head.W, cast(Array, reference), options.importance)
 
@@ -427,7 +429,8 @@ def robustness(
 
 
 def summarise_concepts(
-    stored: Representations,
+    h: Rows,
+    ids: Sequence[str],
     found: Concepts,
     directions: Float[np.ndarray, "r d"],
     options: Options = Options(),
@@ -437,7 +440,8 @@ def summarise_concepts(
     """Which concepts the directions encode, with both baselines.
 
     Args:
-        stored: The concept set's representations.
+        h: The concept set's representations.
+        ids: The name of each row's image.
         found: The concepts of each of these rows.
         directions: One in each row.
         options: Thresholds, negatives, seed.
@@ -445,7 +449,7 @@ def summarise_concepts(
     """
     with progress("concepts", 3 * len(directions) * len(found.names), "pairs") as advance:
         counts = concept_counts(
-            cast(Array, stored),
+            cast(Array, h),
             found.matrix,
             directions,
             options.concept_threshold,
@@ -459,11 +463,11 @@ def summarise_concepts(
     times = encoded.sum(0)
     best = np.nan_to_num(precision, nan=-1.0)
     order = [int(c) for c in np.lexsort((-best.max(0), -times)) if times[c]][:top]
+    strongest = best.argmax(0)[order]
+    scores = np.concatenate([h[rows].astype(np.float32) @ directions[strongest].T for rows in row_slices(h)])
     described = []
-    for c in order:
-        i = int(best[:, c].argmax())
+    for c, i, score in zip(order, strongest.tolist(), scores.T, strict=True):
         sign = int(counts.directions.sign[i, c])
-        score = np.concatenate([block.astype(np.float32) @ directions[i] for _, block in stored.batches(BLOCK)])
         described.append(
             {
                 "concept": found.names[c],
@@ -473,7 +477,7 @@ def summarise_concepts(
                 "direction": i,
                 "sign": sign,
                 "average_precision": float(precision[i, c]),
-                "top_images": [stored.ids[row] for row in np.argsort(-sign * score, kind="stable")[:top]],
+                "top_images": [ids[row] for row in np.argsort(-sign * score, kind="stable")[:top]],
             }
         )
     return ConceptSummary(
@@ -571,7 +575,9 @@ def analyze(
         directions=directions(ranked, options),
         pruning=pruning,
         pruned_robustness=robustness(reference.name, pruning.accuracy, options) if judged else None,
-        concepts=summarise_concepts(*concept_set, concept_directions(ranked, options), options)
+        concepts=summarise_concepts(
+            concept_set[0], concept_set[0].ids, concept_set[1], concept_directions(ranked, options), options
+        )
         if concept_set
         else None,
         missing=[

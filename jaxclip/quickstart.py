@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,30 +24,38 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
+from scipy.sparse import csr_array
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from jaxclip import checkpoint, report
-from jaxclip.analysis import (
-    ActivationStats,
-    ActivationSummary,
-    ConceptCounts,
-    PrivilegedDirections,
-    concept_counts,
-    linear_cka,
-    privileged_directions,
-    prune_sweep,
-)
+from jaxclip import analyze, checkpoint, report
+from jaxclip.analysis import linear_cka
+from jaxclip.analyze import Activations, ConceptSummary, Directions, Head, Labelled, Options, Pruning
 from jaxclip.config import ModelConfig, Preprocess, Text, ViT
+from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
-from jaxclip.model import Model, load_model
+from jaxclip.model import load_model
 from jaxclip.models import clip
 from jaxclip.preprocess import normalize
 from jaxclip.progress import progress
+from jaxclip.sections import (
+    Section,
+    best_concepts_table,
+    concept_figure,
+    concept_table,
+    importance_figure,
+    importance_table,
+    kurtosis_table,
+    outlier_table,
+    pruning_figure,
+    pruning_table,
+)
 from jaxclip.tokenizer import load_tokenizer
-from jaxclip.zero_shot import zero_shot_head
+from jaxclip.training.losses import MAX_LOG_SCALE
+
+T = TypeVar("T")
 
 TOY = (
     "This is a toy: small models on scikit-learn's 8x8 handwritten digits. "
@@ -76,7 +84,7 @@ CONCEPTS: dict[str, tuple[int, ...]] = {name: (digit,) for digit, name in enumer
 HELD_OUT = "held-out"
 STEPS, BATCH, LEARNING_RATE = 450, 64, 2e-3
 
-FRACTIONS = np.linspace(0, 1, 11)
+FRACTIONS = tuple(i / 10 for i in range(11))
 """Shares of the head's directions to prune."""
 
 _PIXELS = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -86,7 +94,7 @@ CONFIGS = {
     "clip": ModelConfig("quickstart-clip", dataclasses.replace(_VISION, output_dim=64), _PIXELS, text=_TEXT),
     "supervised": ModelConfig("quickstart-supervised", _VISION, _PIXELS, num_classes=len(CLASSNAMES)),
 }
-LABELS = {"clip": "CLIP", "supervised": "Supervised"}
+LABELS = {"clip": "toy CLIP", "supervised": "toy classifier"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,21 +114,12 @@ class Quickstart:
 
     accuracy: dict[str, dict[str, Accuracy]]
     losses: dict[str, Float[np.ndarray, " steps"]]
-    activations: dict[str, ActivationSummary]
-    directions: dict[str, PrivilegedDirections]
-    pruned: dict[str, dict[str, Float[np.ndarray, " fractions"]]]
-    concepts: dict[str, ConceptCounts]
+    activations: dict[str, Activations]
+    directions: dict[str, Directions]
+    pruned: dict[str, Pruning]
+    concepts: dict[str, ConceptSummary]
     cka: dict[str, float]
     report: Path
-
-
-class Classified(NamedTuple):
-    """A model on all sets of pictures: its head, and by set the representations and the classes it chooses."""
-
-    W: Float[Array, "c d"]
-    b: Float[Array, " c"]
-    h: dict[str, Float[Array, "n d"]]
-    chosen: dict[str, Int[np.ndarray, " n"]]
 
 
 def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: int = STEPS) -> Quickstart:
@@ -140,7 +139,7 @@ def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: i
     start, out, console = time.monotonic(), Path(out), Console()
     _check_free(out)
     console.print(f"[bold yellow]{TOY}[/]")
-    split_key, train_key, shift_key, concept_key = jax.random.split(jax.random.key(seed), 4)
+    split_key, train_key, shift_key = jax.random.split(jax.random.key(seed), 3)
     (train_images, train_labels), (images, labels) = digits(split_key)
     training: dict[str, Loss] = {
         "clip": functools.partial(contrastive_loss, captions=jnp.asarray(captions())),
@@ -157,33 +156,40 @@ def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: i
         name: shift(images, key)
         for (name, shift), key in zip(SHIFTS.items(), jax.random.split(shift_key, len(SHIFTS)), strict=True)
     }
-    models = {name: classify(load_model(out / name), sets) for name in CONFIGS}
-    accuracy = {
-        name: {s: Accuracy.of(int((c == labels).sum()), len(labels)) for s, c in model.chosen.items()}
+    models = {name: load_model(out / name) for name in CONFIGS}
+    heads = {name: analyze.read_head(model, CLASSNAMES, TEMPLATES) for name, model in models.items()}
+    answers, classes = np.eye(len(CLASSNAMES), dtype=bool), np.arange(len(CLASSNAMES))
+    data = {
+        name: {s: Labelled(np.asarray(model.encode_image(x)), labels, answers, classes) for s, x in sets.items()}
         for name, model in models.items()
     }
+    accuracy = {n: {s: analyze.accuracy(heads[n], x) for s, x in mine.items()} for n, mine in data.items()}
     console.print(_console_table(accuracy))
 
-    directions = {name: privileged_directions(m.W, m.h[HELD_OUT]) for name, m in models.items()}
+    options = Options(fractions=FRACTIONS, seed=seed)
+    h = {name: mine[HELD_OUT].h for name, mine in data.items()}
+    ranked = {name: analyze.rank(heads[name], h[name], options) for name in models}
     shown = np.array([np.isin(labels, digits) for digits in CONCEPTS.values()]).T
+    concepts = Concepts(csr_array(shown), tuple(CONCEPTS), ("digits",) * len(CONCEPTS))
+    ids = [f"{CLASSNAMES[label]} {row}" for row, label in enumerate(labels)]
     result = Quickstart(
         accuracy=accuracy,
         losses=losses,
-        activations={n: ActivationStats.empty(m.W.shape[1]).update(m.h[HELD_OUT]).result() for n, m in models.items()},
-        directions=directions,
+        activations={n: analyze.activations(h[n], options) for n in models},
+        directions={n: analyze.directions(ranked[n], options) for n in models},
         pruned={
-            n: {s: prune_sweep(m.W, h, labels, FRACTIONS, directions[n], bias=m.b) for s, h in m.h.items()}
-            for n, m in models.items()
+            n: Pruning(list(FRACTIONS), {s: analyze.prune(heads[n], ranked[n], x, options) for s, x in mine.items()})
+            for n, mine in data.items()
         },
         concepts={
-            n: concept_counts(m.h[HELD_OUT], shown, directions[n].directions, key=concept_key)
-            for n, m in models.items()
+            n: analyze.summarise_concepts(h[n], ids, concepts, ranked[n].directions, options, top=len(CONCEPTS))
+            for n in models
         },
-        cka={s: linear_cka(models["clip"].h[s], models["supervised"].h[s]) for s in sets},
+        cka={s: linear_cka(*(jnp.asarray(mine[s].h) for mine in data.values())) for s in sets},
         report=out / "report.html",
     )
     with new_file(result.report, encoding="utf-8") as file:
-        file.write(_page(result, models, sets, labels, seed=seed, train_size=len(train_labels)))
+        file.write(_page(result, heads, data, sets, seed=seed, train_size=len(train_labels)))
     console.print(
         f"{time.monotonic() - start:.0f} s. Open {result.report}; checkpoints: {out / 'clip'}, {out / 'supervised'}",
         markup=False,
@@ -191,13 +197,6 @@ def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: i
         soft_wrap=True,
     )
     return result
-
-
-def classify(model: Model, sets: Mapping[str, UInt8[np.ndarray, "n H W 3"]]) -> Classified:
-    """Encodes every set of pictures and chooses a class for each, by the head from text (a CLIP) or the model's own."""
-    W, b = model.head or (zero_shot_head(model, CLASSNAMES, TEMPLATES), jnp.zeros(len(CLASSNAMES)))
-    h = {name: jnp.asarray(model.encode_image(images)) for name, images in sets.items()}
-    return Classified(W, b, h, {name: np.asarray(jnp.argmax(x @ W.T + b, axis=1)) for name, x in h.items()})
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -360,7 +359,7 @@ def contrastive_loss(
     templates = jax.random.randint(key, labels.shape, 0, captions.shape[1])
     image, text = model.encode_image(images)[0], model.encode_text(captions[labels, templates])
     image, text = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
-    logits = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(100.0))) * image @ text.T
+    logits = jnp.exp(jnp.minimum(model.logit_scale[...], MAX_LOG_SCALE)) * image @ text.T
     same = labels[:, None] == labels
     targets = same / same.sum(axis=1, keepdims=True)  # symmetric, so it serves both ways
     both = (optax.losses.kl_divergence(jax.nn.log_softmax(x), targets).mean() for x in (logits, logits.T))
@@ -401,15 +400,14 @@ def _console_table(accuracy: dict[str, dict[str, Accuracy]]) -> Table:
 
 def _page(
     result: Quickstart,
-    models: dict[str, Classified],
+    heads: dict[str, Head],
+    data: dict[str, dict[str, Labelled]],
     sets: dict[str, Images],
-    labels: Int[np.ndarray, " n"],
     *,
     seed: int,
     train_size: int,
 ) -> str:
-    steps, n = len(result.losses["clip"]), len(labels)
-    names = list(models)
+    steps, n = len(result.losses["clip"]), len(sets[HELD_OUT])
     return report.page(
         "A toy CLIP and a toy classifier under shift",
         report.notice(
@@ -418,16 +416,11 @@ def _page(
             "the classifier from class labels."
         ),
         {
-            "Pictures": [_gallery(models, sets, labels)],
+            "Pictures": [_gallery(heads, data, sets)],
             "Accuracy": [report.side_by_side(_accuracy_table(result.accuracy, n), _accuracy_figure(result.accuracy))],
-            "Outlier features": [_activation_table(result)],
-            "Privileged directions": [
-                report.side_by_side(_importance_figure(result.directions), _directions_table(result.directions))
-            ],
-            "Pruning the head": [report.side_by_side(*(_pruning_figure(x, result.pruned[x]) for x in names))],
-            "Concepts": [report.side_by_side(_concept_counts_table(result.concepts), _concept_table(result.concepts))],
+            **{section.title: section.blocks for section in _analyses(result)},
             "Similarity of the representations": [_cka_table(result.cka)],
-            "Training": [report.side_by_side(*(_training_figure(x, result.losses[x]) for x in names))],
+            "Training": [report.side_by_side(*(_training_figure(x, result.losses[x]) for x in CONFIGS))],
             "Method": [_method(steps, train_size, n)],
             "Provenance": [
                 report.provenance(
@@ -444,18 +437,19 @@ def _page(
     )
 
 
-def _gallery(models: dict[str, Classified], sets: dict[str, Images], labels: Int[np.ndarray, " n"]) -> str:
+def _gallery(heads: dict[str, Head], data: dict[str, dict[str, Labelled]], sets: dict[str, Images]) -> str:
+    labels = data["clip"][HELD_OUT].labels
     rows: dict[str, list[str]] = {pictures: [] for pictures in sets}
     for pictures, images in sets.items():
         for i in (int(np.flatnonzero(labels == digit)[0]) for digit in range(len(CLASSNAMES))):
-            chosen = {name: int(model.chosen[pictures][i]) for name, model in models.items()}
+            chosen = {n: int(np.argmax(head.W @ data[n][pictures].h[i] + head.b)) for n, head in heads.items()}
             note = "".join(
                 f'<span class="key-{k}{"" if c == labels[i] else " wrong"}">{c}</span>'
                 for k, c in enumerate(chosen.values(), 1)
             )
             said = ", ".join(f"{LABELS[name]}: {CLASSNAMES[c]}" for name, c in chosen.items())
             rows[pictures].append(report.picture(images[i], f"A {CLASSNAMES[labels[i]]}, {pictures}. {said}.", note))
-    left, right = (f'<strong class="key-{k}">{LABELS[name]}</strong>' for k, name in enumerate(models, 1))
+    left, right = (f'<strong class="key-{k}">{LABELS[name]}</strong>' for k, name in enumerate(heads, 1))
     return report.gallery(
         rows,
         "The first held-out picture of each digit, and the same pictures under each shift, as the models see them "
@@ -509,116 +503,48 @@ def _accuracy_figure(accuracy: dict[str, dict[str, Accuracy]]) -> str:
         return report.figure(fig, "Accuracy, with 95 % Wilson intervals.", f"Accuracy. {alt}.", "quickstart-accuracy")
 
 
-def _activation_table(result: Quickstart) -> str:
-    rows: list[list[report.Cell]] = []
-    for name, a in result.activations.items():
-        margin = 1.96 * a.standard_error
-        rows.append(
-            [
-                LABELS[name],
-                report.Estimate(a.kurtosis, a.kurtosis - margin, a.kurtosis + margin),
-                int((a.outliers.share >= 0.5).sum()),
-                float(a.outliers.share.max()),
-            ]
-        )
-    return report.table(
-        ["Model", "Kurtosis", "Outlier features", "Largest share"],
-        rows,
-        "Activation kurtosis (mean over the held-out digits, with its 95 % interval; normal activations give 3), and "
-        "outlier features: those above 6 standard deviations of the picture's activations in at least half of the "
-        "pictures. Largest share: the share of pictures where the most frequent feature is. "
-        "The paper finds kurtosis far above 3 in robust CLIPs; a toy need not.",
-        "quickstart-outlier-features",
-        formats={"Kurtosis": ".2f", "Largest share": ".1%"},
+def _analyses(result: Quickstart) -> list[Section]:
+    """What a report on real models says too, of the toy."""
+    groups, about = {label: label for label in LABELS.values()}, dict.fromkeys(LABELS.values(), ())
+    activations, directions = _by_label(result.activations), _by_label(result.directions)
+    pruned, concepts = _by_label(result.pruned), _by_label(result.concepts)
+    shifts = list(SHIFTS)
+    on = "Of the toy models, on the held-out toy digits."
+    kurtosis = Section(
+        "Outlier features", [f"<p>{on} The paper finds kurtosis far above 3 in robust CLIPs; a toy need not.</p>"]
     )
+    kurtosis_table(kurtosis, activations, about)
+    outlier_table(kurtosis, activations)
+    importance = Section("Privileged directions", [f"<p>{on}</p>"])
+    importance_figure(importance, directions, groups)
+    importance_table(importance, directions, activations, about)
+    pruning = Section("Pruning the head", [f"<p>{on} Their heads have ten directions, as many as digits.</p>"])
+    pruning_figure(pruning, HELD_OUT, shifts, pruned, groups, {})
+    for label, found in pruned.items():
+        pruning_table(pruning, HELD_OUT, shifts, {label: found}, {})
+    encoded = Section("Concepts", [f"<p>{on} A picture is called by its digit and its number.</p>"])
+    concept_table(encoded, concepts, about)
+    concept_figure(encoded, concepts, groups)
+    best_concepts_table(encoded, concepts)
+    encoded.text(_concept_table(result.concepts))
+    return [kurtosis, importance, pruning, encoded]
 
 
-def _importance_figure(directions: dict[str, PrivilegedDirections]) -> str:
-    with report.style():
-        fig = Figure()
-        ax = fig.subplots()
-        for name, d in directions.items():
-            ranked = d.importance[d.order] / d.importance.mean()
-            ax.plot(np.arange(1, len(ranked) + 1), ranked, marker="o", label=LABELS[name])
-        ax.axhline(1, color=report.MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
-        ax.set(xlabel="direction, by importance", ylabel="importance / mean", ylim=(0, None))
-        ax.legend()
-        alt = "; ".join(
-            f"{LABELS[n]}: the largest is {d.max_over_mean:.2f} times the mean" for n, d in directions.items()
-        )
-        return report.figure(
-            fig,
-            "Importance of the singular directions of each head, σ<sub>i</sub> · mean |cos(v<sub>i</sub>, h)| over the "
-            "held-out digits, in units of its mean.",
-            f"Importance of directions. {alt}.",
-            "quickstart-importance",
-        )
+def _by_label(found: Mapping[str, T]) -> dict[str, T]:
+    return {LABELS[name]: x for name, x in found.items()}
 
 
-def _directions_table(directions: dict[str, PrivilegedDirections]) -> str:
+def _concept_table(found: dict[str, ConceptSummary]) -> str:
+    best = [{b["concept"]: b["average_precision"] for b in c.best} for c in found.values()]
     return report.table(
-        ["Model", "Directions", "Max / mean", "Kurtosis"],
-        [[LABELS[name], len(d.order), d.max_over_mean, d.kurtosis] for name, d in directions.items()],
-        "How privileged the first direction is: the largest importance over the mean, and the kurtosis of importance "
-        "over the directions.",
-        "quickstart-directions",
-        formats={"Max / mean": ".2f", "Kurtosis": ".2f"},
-    )
-
-
-def _pruning_figure(name: str, pruned: dict[str, Float[np.ndarray, " fractions"]]) -> str:
-    with report.style():
-        fig = Figure(figsize=(report.COLUMN, 2.6))
-        ax = fig.subplots()
-        for (pictures, accuracy), color in zip(pruned.items(), (report.INK, *report.SERIES), strict=False):
-            ax.plot(100 * FRACTIONS, 100 * accuracy, color=color, marker=".", linewidth=1.2, label=pictures)
-        ax.set(xlabel="directions pruned, %", ylabel="accuracy, %", xlim=(-2, 102), ylim=(0, 102), title=LABELS[name])
-        fig.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=1.4)
-        held_out = 100 * pruned[HELD_OUT]
-        half = held_out[np.searchsorted(FRACTIONS, 0.5)]
-        return report.figure(
-            fig,
-            "Accuracy as the least important directions of the head are set to zero.",
-            f"{LABELS[name]}: on held-out digits accuracy goes from {held_out[0]:.0f} % with the whole head to "
-            f"{half:.0f} % with half of the directions pruned.",
-            f"quickstart-pruning-{name}",
-        )
-
-
-def _concept_counts_table(concepts: dict[str, ConceptCounts]) -> str:
-    rows: list[list[report.Cell]] = [
-        [f"{LABELS[name]}, {what}", found.unique, found.polysemanticity]
-        for name, counts in concepts.items()
-        for what, found in {
-            "its head's directions": counts.directions,
-            "random directions": counts.random_directions,
-            "permuted labels": counts.permuted_labels,
-        }.items()
-    ]
-    threshold = concepts["clip"].directions.threshold
-    return report.table(
-        ["Model", "Unique concepts", "Concepts each"],
-        rows,
-        f"How many of {len(CONCEPTS)} concepts some direction of the head encodes: telling digits with the concept "
-        f"from as many without it with an average precision of at least {threshold:g}. Concepts each: mean over the "
-        "directions that encode at least one. Below it, what chance finds: as many random directions, and the head's "
-        "directions with permuted labels.",
-        "quickstart-concept-counts",
-        formats={"Concepts each": ".2f"},
-    )
-
-
-def _concept_table(concepts: dict[str, ConceptCounts]) -> str:
-    best = [np.nanmax(counts.directions.average_precision, axis=0) for counts in concepts.values()]
-    return report.table(
-        ["Concept", "Digits", *(LABELS[name] for name in concepts)],
+        ["Concept", "Digits", *(LABELS[name] for name in found)],
         [
-            [concept, ", ".join(map(str, digits)), *(float(ap[i]) for ap in best)]
-            for i, (concept, digits) in enumerate(CONCEPTS.items())
+            [concept, ", ".join(map(str, digits)), *(ap.get(concept) for ap in best)]
+            for concept, digits in CONCEPTS.items()
         ],
-        "The best average precision of any direction of the head at each concept.",
+        "The average precision of the best direction of the head at each concept; a dash where none encodes it.",
         "quickstart-concepts",
-        formats={LABELS[name]: ".3f" for name in concepts},
+        formats={LABELS[name]: ".3f" for name in found},
     )
 
 
@@ -626,8 +552,8 @@ def _cka_table(cka: dict[str, float]) -> str:
     return report.table(
         ["Pictures", "Linear CKA"],
         [[pictures, value] for pictures, value in cka.items()],
-        "Linear CKA between the CLIP's and the classifier's representations of the same pictures: 1 when they differ "
-        "by a rotation, a scale and a shift.",
+        "Linear CKA between the toy CLIP's and the toy classifier's representations of the same pictures: 1 when they "
+        "differ by a rotation, a scale and a shift.",
         "quickstart-cka",
         formats={"Linear CKA": ".3f"},
     )
@@ -647,7 +573,8 @@ def _training_figure(name: str, losses: Float[np.ndarray, " steps"]) -> str:
         return report.figure(
             fig,
             f"Training loss on each batch, and its mean over {window} steps. Zero is the least that it can be.",
-            f"The {loss.removesuffix(', nats')} falls from {smooth[0]:.2f} to {smooth[-1]:.2f} in {len(losses)} steps.",
+            f"{LABELS[name]}: the {loss.removesuffix(', nats')} falls from {smooth[0]:.2f} to {smooth[-1]:.2f} in "
+            f"{len(losses)} steps.",
             f"quickstart-training-{name}",
         )
 

@@ -151,8 +151,8 @@ def kurtosis_figure(section: Section, found: Mapping[str, Activations], groups: 
         fig = Figure(figsize=(report.WIDE, 0.9 + 0.17 * len(ranked)))
         ax = fig.subplots()
         for i, model in enumerate(ranked):
-            ax.plot([3, values[i]], [i, i], color=_color(groups[model]), linewidth=1, alpha=0.5)
-            ax.plot(values[i], i, "o", color=_color(groups[model]), label=_label(groups[model]))
+            ax.plot([3, values[i]], [i, i], color=_color(groups[model], groups), linewidth=1, alpha=0.5)
+            ax.plot(values[i], i, "o", color=_color(groups[model], groups), label=_label(groups[model]))
         ax.axvline(3, color=report.MUTED, linewidth=0.8, dashes=(3, 2))
         ax.set(xlabel="activation kurtosis (normal activations: 3)", yticks=range(len(ranked)), yticklabels=ranked)
         ax.set_xscale("log")
@@ -607,8 +607,10 @@ def _share_with_more(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return at_least, 100 * (np.array(counts)[None] >= at_least[:, None]).mean(1)
 
 
-def _color(group: str) -> str:
-    return report.SERIES[list(GROUPS).index(group) if group in GROUPS else 0]
+def _color(group: str, groups: Mapping[str, str]) -> str:
+    """The paper's groups have each its own; other groups are numbered."""
+    order = GROUPS if group in GROUPS else dict.fromkeys(groups.values())
+    return report.SERIES[list(order).index(group) % len(report.SERIES)]
 
 
 def _label(group: str) -> str:
@@ -619,7 +621,14 @@ def _lines(ax: Axes, curves: Mapping[str, tuple[Any, Any]], groups: Mapping[str,
     few = len(curves) <= 6
     for model, (x, y) in curves.items():
         group = groups[model]
-        ax.plot(x, y, color=_color(group), linewidth=1.4 if few else 0.9, alpha=1 if few else 0.75, label=_label(group))
+        ax.plot(
+            x,
+            y,
+            color=_color(group, groups),
+            linewidth=1.4 if few else 0.9,
+            alpha=1 if few else 0.75,
+            label=_label(group),
+        )
 
 
 def _legend(fig: Figure, ax: Axes) -> None:

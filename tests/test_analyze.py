@@ -195,7 +195,7 @@ def test_the_coordinates_as_directions(root: Path, tmp_path: Path) -> None:
     options = analyze.Options(directions="coordinates")
     head = analyze.read_head(load_model(root / "model"), [""] * 1000)
     rows = analyze.concept_directions(analyze.rank(head, stored, options), options)
-    found = analyze.summarise_concepts(stored, shown, rows, options)
+    found = analyze.summarise_concepts(stored, stored.ids, shown, rows, options)
     signed = {b["concept"]: (b["direction"], b["sign"]) for b in found.best}
     assert signed == {f"synthetic concept {c}": (10 + c, -1) for c in range(3)}
 

@@ -1,6 +1,7 @@
 """The quickstart: shifts that are what their names say, a loss that is what it says, and the run end to end."""
 
 import functools
+import re
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -210,14 +211,14 @@ def check_result(result: quickstart.Quickstart) -> None:
         assert list(result.accuracy[name]) == ["held-out", "rotated", "noisy", "inverted", "outline", "occluded"]
         for pictures, accuracy in result.accuracy[name].items():
             assert accuracy.total == 599 and 0 <= accuracy.low <= accuracy.value <= accuracy.high <= 1
-            pruned = result.pruned[name][pictures]
+            pruned = result.pruned[name].accuracy[pictures]
             assert np.isclose(pruned[0], accuracy.value, atol=2 / 599), "with nothing pruned the sweep is the accuracy"
             assert pruned[-1] < 0.2, "with everything pruned one class is left"
             assert 0 <= result.cka[pictures] <= 1
         assert np.isfinite(result.losses[name]).all() and result.losses[name].min() >= 0
         assert 1 <= result.activations[name].kurtosis <= 64
         assert np.isfinite(result.directions[name].importance).all()
-        assert result.concepts[name].permuted_labels.unique == 0, "concepts are found where there are none"
+        assert result.concepts[name].unique["permuted_labels"] == 0, "concepts are found where there are none"
     page = result.report.read_text(encoding="utf-8")
     parsed = check(page)
     for title in (
@@ -234,6 +235,8 @@ def check_result(result: quickstart.Quickstart) -> None:
     ):
         assert f">{title}</h2>" in page, f"the report has no section {title}"
     assert quickstart.TOY.partition(":")[0] in page, "the report does not say that it is a toy"
+    shown = re.findall(r'<figure class="(?:data|plot)">.*?</figure>', page, re.DOTALL)
+    assert shown and all("toy" in figure for figure in shown), "a figure or table does not say that it is of a toy"
     assert [tag for tag, _ in parsed.elements].count("img") == 60, "ten pictures of each set"
 
 
@@ -246,7 +249,7 @@ def test_a_short_run_learns_and_reports(short):
 
 def test_the_checkpoints_are_whole_models(short):
     """What the run measured can be had again from its checkpoints by jaxclip's public functions."""
-    split, *_ = jax.random.split(jax.random.key(3), 4)
+    split, *_ = jax.random.split(jax.random.key(3), 3)
     _, (images, labels) = quickstart.digits(split)
     model = jaxclip.load_model(short.report.parent / "clip")
     W = zero_shot_head(model, quickstart.CLASSNAMES, quickstart.TEMPLATES)
