@@ -197,7 +197,8 @@ def test_evaluate_zero_shot_with_files(animals: Path, tmp_path: Path, capsys: py
     """Class names and templates come from files; in bfloat16, and again over its own result."""
     model = save(tiny_clip(), tmp_path / "clip")
     (tmp_path / "classes.json").write_text(json.dumps({"bird": "flying bird", "fish": "fish"}))
-    (tmp_path / "templates.txt").write_text("a photo of a {}.\n\na drawing of a {}.\n")
+    text = "\ufeffa photo of a {}.\n\na drawing of a {}.\n"  # as Windows's editors begin a file
+    (tmp_path / "templates.txt").write_text(text, encoding="utf-8")
     for dtype in ("float32", "bfloat16"):
         args = ["--classes", tmp_path / "classes.json", "--templates", tmp_path / "templates.txt", "--dtype", dtype]
         assert run("evaluate", "--model", model, "--data", animals, *args, "--out", tmp_path / "result") == 0

@@ -189,6 +189,27 @@ def test_given_classes_name_the_choices() -> None:
     assert [names[row.argmax()] for row in answers] == ["flying bird", "fish"]
 
 
+def test_classes_that_differ_in_case_alone_are_two() -> None:
+    """Letters, say: one key's class would be scored as the other's."""
+    source = Listed("letters", ("A", "a", "hot dog", "hot_dog"), [])
+    _, answers, _ = label_space(source, ["a", "hot_dog", "A", "hot dog"])
+    assert answers.argmax(axis=1).tolist() == [2, 0, 3, 1]
+
+
+def test_numbered_folders_by_names() -> None:
+    """Flowers-102's are 1 … 102, with a file that names these: there is no class 0."""
+    source = Listed("flowers", ("0", "1", "2"), [])
+    names, answers, _ = label_space(source, {"01": "pink primrose", "2": "globe thistle"})
+    assert names == ["pink primrose", "globe thistle"] and answers.tolist() == [[0, 0], [1, 0], [0, 1]]
+
+
+def test_a_folder_called_objectnet_is_not_taken_for_it(imagenet_samples: list[Path]) -> None:
+    """Its folders' places in sorted order would count as ImageNet's classes."""
+    source = Listed("objectnet", ("air_freshener", "alarm_clock"), [(imagenet_samples[0], 0)])
+    with pytest.raises(InputError, match="'air_freshener' is none of its labels: prepare the published archive"):
+        evaluate(tiny_clip(), source, workers=0)
+
+
 def test_classifier_by_its_own_head(animals: Path) -> None:
     """Its W and b, and no text; two classes in the order of the folders."""
     model = tiny_classifier(2)
@@ -292,6 +313,12 @@ def test_nothing_but_bad_pictures(animals: Path) -> None:
         ("'a photo' has no {}", lambda path: evaluate(tiny_clip(), path, templates=["a photo"])),
         ("templates are of no use", lambda path: evaluate(tiny_classifier(2), path, templates=TEMPLATES)),
         (r"the head has shape \(2, 5\)", lambda path: evaluate(tiny_clip(), path, head=np.zeros((2, 5)))),
+        (r"bias has shape \(1,\), not \[2\]",
+         lambda path: evaluate(tiny_clip(), path, head=(np.zeros((2, 32)), np.zeros(1)))),
+        ("row of class 'fish' is not finite",
+         lambda path: evaluate(tiny_clip(), path, head=np.array([[0.0] * 32, [np.nan] * 32]))),
+        ("class 'bird' may be 'Bird' or 'BIRD'",
+         lambda path: evaluate(tiny_clip(), path, classes={"Bird": "a", "BIRD": "b", "fish": "c"})),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(animals: Path, says: str, call: Callable[[str], object]) -> None:

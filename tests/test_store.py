@@ -440,15 +440,29 @@ def test_opening_says_what_is_wrong(tmp_path: Path, whole: Representations, sour
     assert opened.shape == (21, 32)
     np.testing.assert_array_equal(opened[3], opened[:][3])
     np.testing.assert_array_equal(opened[-1], opened[20:][0])
-    with pytest.raises(InputError, match="indexed by rows"):
-        opened[3:5, :2]
+    for rows in ((slice(3, 5), slice(2)), None, [[1, 2], [3, 4]]):
+        with pytest.raises(InputError, match="indexed by rows"):
+            opened[cast(Any, rows)]
     embed(tiny_classifier(2), source, store, **SMALL)
     with pytest.raises(InputError, match=rf"several.*{whole.folder.name[:12]} \(tiny-clip on"):
         open_store(store)
-    for content in ("{", "{}", "3"):
+    manifest = json.loads((whole.folder / MANIFEST).read_text())
+    shards = [{k: v for k, v in shard.items() if k != "rows"} for shard in manifest["shards"]]
+    altered = [manifest | {"n": 20}, manifest | {"shards": shards}, manifest | {"shards": manifest["shards"][1:]}]
+    for content in ("{", "{}", "3", *map(json.dumps, altered)):
         (store / whole.folder.name / MANIFEST).write_text(content)
         with pytest.raises(InputError, match=r"manifest\.json is corrupt"):
             open_store(store, whole.folder.name)
+
+
+def test_a_store_has_the_datas_name_of_today(tmp_path: Path, folder: Path) -> None:
+    """Analyses know a set by its name: a folder that is renamed is found again, and known by the new one."""
+    shutil.copytree(folder, tmp_path / "unnamed")
+    first = embed(tiny_clip(), open_source(tmp_path / "unnamed"), tmp_path / "store", **SMALL)
+    (tmp_path / "unnamed").rename(tmp_path / "imagenet-a")
+    again = embed(tiny_clip(), open_source(tmp_path / "imagenet-a"), tmp_path / "store", **SMALL)
+    assert again.folder == first.folder and again.name == "imagenet-a"
+    np.testing.assert_array_equal(again[:], first[:])
 
 
 def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:
