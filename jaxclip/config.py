@@ -190,6 +190,10 @@ class ModelConfig:
 def _check_numbers(config: ModelConfig) -> None:
     """Raises an InputError where a size is not positive, or two do not go with each other."""
     vision, text, pixels = config.vision, config.text, config.preprocess
+    for cfg in (vision, text, pixels):
+        hints = {} if cfg is None else typing.get_type_hints(type(cfg))
+        if not all(_fits(getattr(cfg, field), hint) for field, hint in hints.items()):
+            return  # who reads JSON says so, by the key
     sizes = [] if config.num_classes is None else [("num_classes", config.num_classes)]
     for part, cfg in {"vision": vision, "text": text, "preprocess": pixels}.items():
         for field, value in {} if cfg is None else vars(cfg).items():
