@@ -291,6 +291,11 @@ def test_classes_refuse_what_is_for_captions_and_modes_what_is_for_another(
         ("dtype", "float8", "dtype is 'float8', not float32 or bfloat16"),
         ("epochs", math.inf, "no infinity"),
         ("save", math.inf, "no infinity"),
+        ("seed", -1, "seed is -1, not from 0"),
+        ("seed", 2**63, r"seed is 9223372036854775808, not from 0 to below 2\*\*63"),
+        ("seed", 1.5, "seed is 1.5, not an integer"),
+        ("batch_size", 8.0, "batch_size is 8.0, not an integer"),
+        ("log", True, "log is True, not an integer"),
     ],
 )
 def test_bad_recipes_are_named(field: str, value: object, says: str) -> None:

@@ -12,7 +12,7 @@ from jaxclip.config import ModelConfig, check_choices
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
 from jaxclip.training.augment import Augment
-from jaxclip.training.optimizer import Optimizer
+from jaxclip.training.optimizer import Optimizer, check_integers
 
 RECIPE = "recipe.json"
 
@@ -52,10 +52,13 @@ class Recipe:
 
     def __post_init__(self):
         check_choices("recipe", self)
+        check_integers("recipe", self)
         if not 0 < self.epochs < math.inf or not 0 < self.save < math.inf or self.log < 1 or self.batch_size < 1:
             raise InputError("recipe: epochs, batch_size, save and log must be positive, and no infinity")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"recipe: label_smoothing is {self.label_smoothing}, not from 0 to below 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"recipe: seed is {self.seed}, not from 0 to below 2**63")
 
     def steps(self, pictures: int, epochs: float | None = None) -> int:
         """How many steps some epochs (all of the run's) over so many pictures are."""
