@@ -182,6 +182,11 @@ def test_no_point_of_a_line_is_written_where_one_is_there(folder: Path, tmp_path
     with pytest.raises(InputError, match=r"alpha_0\.50 exists already: .* --overwrite"):
         interpolate_checkpoints(folder / "clip", folder / "clip", [0.75, 0.5], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["alpha_0.50"]
+    (tmp_path / "alpha_0.75").mkdir()
+    (tmp_path / "alpha_0.75" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"alpha_0\.75 is no checkpoint"):
+        interpolate_checkpoints(folder / "clip", folder / "clip", [0.25, 0.75], tmp_path, overwrite=True)
+    assert not (tmp_path / "alpha_0.25").exists()
 
 
 def test_validation_of_other_classes_is_refused_at_once(

@@ -114,12 +114,12 @@ def record(folder: Path, what: dict[str, Any], begun: bool) -> None:
         begun: Whether the run has left anything; before that its record may be replaced.
 
     Raises:
-        InputError: The folder has a run of another recipe, model or data.
+        InputError: The folder has a run of another recipe, model or data, or one whose record is missing or damaged.
     """
     path = folder / RECIPE
     what = json.loads(json.dumps(what, default=dataclasses.asdict))
-    if begun and path.exists():
-        before = json.loads(path.read_text())
+    if begun:
+        before = _recorded(path)
         for key, value in what.items():
             if before.get(key) != value:
                 raise InputError(f"{folder} has a run whose {key} is another ({path}): name another output folder")
@@ -127,3 +127,19 @@ def record(folder: Path, what: dict[str, Any], begun: bool) -> None:
     with new_file(path) as file:
         json.dump(what, file, indent=2)
         file.write("\n")
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """What the record of a run says."""
+    try:
+        found, fault = json.loads(path.read_text(encoding="utf-8")), "no JSON object"
+    except FileNotFoundError:
+        found, fault = None, "missing"
+    except ValueError as error:
+        found, fault = None, f"damaged ({error})"
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path} is {fault}, and is to say of which recipe, model and data the run beside it is: put it back, or "
+            "name another output folder"
+        )
+    return found
