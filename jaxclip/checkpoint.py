@@ -163,12 +163,15 @@ def fill(state: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Keeps Orbax from warning of what is meant: no OCDBT files to merge, and a save that waits for the one before."""
+    """Keeps Orbax from warning of what is meant.
+
+    There are no OCDBT files to merge, a save waits for the one before, and one on SIGTERM has no score.
+    """
     logger = logging.getLogger("absl")
+    meant = ("Skipping merge of OCDBT", "Waiting for previous save", "did not provide metrics")
 
     def other(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return "Skipping merge of OCDBT" not in message and "Waiting for previous save" not in message
+        return not any(part in record.getMessage() for part in meant)
 
     logger.addFilter(other)
     try:

@@ -263,7 +263,8 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
             raise InputError(f"{path} is not in UTF-8 ({error}): save it so") from None
         except csv.Error as error:
             raise InputError(f"{path}, line {table.reader.line_num}: {error}: is a quotation mark missing?") from None
-    raise InputError(f"{path} has columns {', '.join(columns)}: it needs path and caption, or filepath and title")
+    found = f"has columns {', '.join(columns)}" if columns else "names no columns in its first line"
+    raise InputError(f"{path} {found}: it needs path and caption, or filepath and title")
 
 
 def _imagenet_captions(path: Path) -> list[tuple[str, str]]:

@@ -42,11 +42,11 @@ class DivergedError(InputError):
     """
 
     def __init__(self, step: int, ids: tuple[str, ...], metrics: Mapping[str, float], saved: int | None, file: Path):
+        kept = "There is no checkpoint yet" if saved is None else f"The last checkpoint is of step {saved}"
         few = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "") + f" (all {len(ids)} pictures: {file})"
         super().__init__(
             f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}, on the batch of {few}. "
-            f"The last checkpoint is of step {saved}: take a lower learning rate or a smaller clip_norm, or look at "
-            "these pictures"
+            f"{kept}: take a lower learning rate or a smaller clip_norm, or look at these pictures"
         )
         self.step, self.ids = step, ids
 
