@@ -45,8 +45,8 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
         InputError: ``path`` exists and is not to be replaced, or is no checkpoint.
         OSError: The disk is full, or another thing that the system refuses.
     """
-    if overwrite and (folder := Path(path)).is_dir() and occupied(folder) and not (folder / CONFIG).is_file():
-        raise InputError(f"{path} is no checkpoint (no {CONFIG} in it), and is not replaced: name another folder")
+    if overwrite:
+        check_replaceable(path)
     # Orbax's defaults (OCDBT, whole arrays, copied first) take twice the checkpoint's memory; this takes a few chunks.
     kinds = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
@@ -65,6 +65,15 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
         with storage_errors(path), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save((folder / PARAMS).absolute(), leaves, save_args=chunks)
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
+
+
+def check_replaceable(path: str | os.PathLike) -> None:
+    """Raises an InputError where there is something that :func:`save` does not replace: a file or another folder."""
+    folder = Path(path)
+    if folder.is_file():
+        raise InputError(f"{path} is a file: name a folder")
+    if occupied(folder) and not (folder / CONFIG).is_file():
+        raise InputError(f"{path} is no checkpoint (no {CONFIG} in it), and is not replaced: name another folder")
 
 
 @contextlib.contextmanager
@@ -154,12 +163,15 @@ def fill(state: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Keeps Orbax from warning of what is meant: no OCDBT files to merge, and a save that waits for the one before."""
+    """Keeps Orbax from warning of what is meant.
+
+    There are no OCDBT files to merge, a save waits for the one before, and one on SIGTERM has no score.
+    """
     logger = logging.getLogger("absl")
+    meant = ("Skipping merge of OCDBT", "Waiting for previous save", "did not provide metrics")
 
     def other(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return "Skipping merge of OCDBT" not in message and "Waiting for previous save" not in message
+        return not any(part in record.getMessage() for part in meant)
 
     logger.addFilter(other)
     try:

@@ -39,7 +39,8 @@ def interpolate_checkpoints(
         The folder of each alpha.
 
     Raises:
-        InputError: The two are not of one architecture, an alpha is out of range or given twice, or a folder is there.
+        InputError: The two are not of one architecture, an alpha is out of range or given twice, or a folder is there
+            (with ``overwrite``, one that is no checkpoint).
     """
     if not alphas:
         raise InputError("give at least one --alpha, from 0 to 1")
@@ -51,6 +52,7 @@ def interpolate_checkpoints(
         raise InputError(f"alphas {', '.join(map(str, alphas))}: two of them are the same to two decimals")
     for folder in folders.values():
         check_free(folder, overwrite)
+        checkpoint.check_replaceable(folder)
     config, first = checkpoint.restore(a)
     other, second = checkpoint.restore(b)
     for field in ("vision", "text", "num_classes", "logit_bias", "preprocess"):

@@ -51,6 +51,11 @@ def load_tokenizer(context_length: int = 77) -> Callable[[str | Sequence[str]], 
     return tokenize
 
 
+def vocabulary() -> int:
+    """How many token ids there are."""
+    return len(_clip_tokenizer())
+
+
 def _words(text: str) -> list[str]:
     """Mends encoding, resolves HTML entities (twice), joins white space, makes lower case, and splits."""
     import ftfy

@@ -1,6 +1,7 @@
 """Augmentation agrees with torchvision operation by operation, and a generator decides all of it."""
 
 import io
+import math
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxclip.config import Preprocess
+from jaxclip.errors import InputError
 from jaxclip.training.augment import OPERATIONS, Augment, augment, crop_box, cutmix, magnitudes, make_mix, mixup
 
 LEVELS = (0, 3, 9, 15, 30)
@@ -93,3 +95,21 @@ def test_mixed_targets_say_what_is_in_the_picture() -> None:
             np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-6)
             weights.append(float(y[1, 1]))
     assert np.std(weights) > 0.1, "the weight does not vary"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("randaugment", (2.5, 9)),
+        ("randaugment", (2, 9.0)),
+        ("randaugment", (2,)),
+        ("crop_scale", (0.1, math.inf)),
+        ("mixup", math.nan),
+        ("cutmix", math.inf),
+        ("mixup", -1.0),
+    ],
+)
+def test_bad_values_are_named(field: str, value: object) -> None:
+    """Where they are given: later they are a traceback from a worker, or a loss that is NaN."""
+    with pytest.raises(InputError, match=f"augmentation: {field} is "):
+        Augment(**{field: value})

@@ -190,6 +190,7 @@ def test_bad_captions_are_named(tmp_path: Path) -> None:
     for name, content, said in (
         ("a.csv", "image,text\nx,y\n", "has columns image, text"),
         ("a.csv", "path,caption\nnowhere.jpg,y\n", "there is no picture .*nowhere.jpg"),
+        ("a.csv", "", "names no columns in its first line: it needs path and caption"),
         ("a.json", '{"a": 1}', "is not ImageNet-Captions"),
         ("a.txt", "", "is no image-caption data"),
     ):

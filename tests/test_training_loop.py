@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import platform
 import random
@@ -163,12 +164,15 @@ class Terminated(grain.DatasetIterator):
         self._parent.set_state(state)
 
 
-@pytest.mark.parametrize("at", [4, 8])
-def test_preempted_on_a_save_step_nothing_due_is_lost(step, tmp_path: Path, at: int) -> None:
-    """Else the run would never have that step's score and snapshot: another best, or after the last step none."""
+@pytest.mark.parametrize(("at", "best"), [(3, 4), (4, 4), (8, 8)])
+def test_preempted_nothing_due_is_lost(step, tmp_path: Path, caplog, at: int, best: int) -> None:
+    """Else the run would never have that step's score and snapshot: another best, or after the last step none.
+
+    Between two saves no score is due, and nobody need be warned of it.
+    """
     ends = {}
     for name in ("whole", "broken"):
-        scores, kept = iter([5.0, 1.0] if at == 4 else [1.0, 5.0]), []
+        scores, kept = iter([5.0, 1.0] if best == 4 else [1.0, 5.0]), []
 
         def run(data, name=name, scores=scores, kept=kept):
             return fit(
@@ -186,7 +190,8 @@ def test_preempted_on_a_save_step_nothing_due_is_lost(step, tmp_path: Path, at: 
                 run(Terminated(worker.batches(4), at))
         ends[name] = run(worker.batches(4))
         assert kept == [4, 8], f"{name}: other snapshots"
-        assert ends[name].best_step == at, f"{name}: another best"
+        assert ends[name].best_step == best, f"{name}: another best"
+    assert not [record.getMessage() for record in caplog.records if record.name == "absl"]
     assert steps_logged(tmp_path / "broken") == steps_logged(tmp_path / "whole")
     for part in ("last", "best"):
         for name, value in getattr(ends["whole"], part).items():
@@ -239,6 +244,11 @@ def test_divergence_names_step_and_pictures(tmp_path: Path) -> None:
     assert written["step"] == 3 and written["ids"] == list(map(str, expected))
     assert written["metrics"]["loss"] == "nan", "other programs' JSON readers refuse NaN"
     assert {p.name for p in (tmp_path / loop.CHECKPOINTS).iterdir() if p.name.isdigit()} == {"2"}
+
+
+def test_without_a_checkpoint_a_divergence_says_so() -> None:
+    error = DivergedError(1, ("a.png",), {"loss": math.nan, "gradient_norm": math.nan}, None, Path("diverged.json"))
+    assert "There is no checkpoint yet" in str(error) and "None" not in str(error)
 
 
 PAGES = """

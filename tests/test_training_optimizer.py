@@ -109,6 +109,7 @@ def test_accumulated_batches_are_one_update_of_their_mean() -> None:
         ("eps", -3.0, "eps is -3"),
         ("learning_rate", math.inf, "learning_rate is inf"),
         ("weight_decay", math.nan, "weight_decay is nan"),
+        ("accumulate", 1.5, "accumulate is 1.5, not an integer"),
     ],
 )
 def test_bad_values_are_named(field: str, value: object, says: str) -> None:

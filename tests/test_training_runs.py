@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -69,10 +70,11 @@ def test_finetune_begins_with_the_zero_shot_head_and_interpolates(folder: Path, 
 
 
 def test_head_alone_leaves_the_encoder(folder: Path) -> None:
-    """And lp-ft moves both, from the probe's head."""
+    """And lp-ft moves both, from the probe's head. Rounded in the moving average, what is frozen would drift."""
     source = open_source(folder / "data")
     common = {"classes": NAMES, "templates": ["{}"], "workers": 0}
-    runs.finetune(folder / "clip", source, folder / "lp", RECIPE, mode="lp-ft", **common)
+    averaged = dataclasses.replace(RECIPE, optimizer=Optimizer(learning_rate=1e-3, ema_decay=0.9))
+    runs.finetune(folder / "clip", source, folder / "lp", averaged, mode="lp-ft", **common)
     start, probe, last = (arrays(folder / "lp" / name) for name in ("zero_shot", "probe", "last"))
     moved = {name for name in start if not np.array_equal(start[name], probe[name])}
     assert moved == {"head.kernel"}, "the probe trains something else than the head"
@@ -88,7 +90,10 @@ def test_interpolation_needs_one_architecture(folder: Path, capsys) -> None:
 
 
 def test_train_clip_from_a_csv(imagenet_samples: list[Path], tmp_path: Path, capsys) -> None:
-    """The command, on a recipe of one's own; its checkpoint encodes images and text, and the scale stays within 100."""
+    """The command, on a recipe of one's own; its checkpoint encodes images and text, and the scale stays within 100.
+
+    Validation data that comes too late to choose a best must not be left out without a word.
+    """
     rows = "".join(f"{p.resolve()},a {p.stem.split('_', 1)[1]}\n" for p in imagenet_samples[:6])
     (tmp_path / "data.csv").write_text("path,caption\n" + rows)
     (tmp_path / "toy.py").write_text(
@@ -97,14 +102,15 @@ def test_train_clip_from_a_csv(imagenet_samples: list[Path], tmp_path: Path, cap
         "RECIPE = Recipe(2, 3, dtype='bfloat16', remat=True, log=1)\n"
     )
     command = ["train", "clip", "--config", str(tmp_path / "toy.py"), "--data", str(tmp_path / "data.csv")]
-    assert main([*command, "--images", "/", "--out", str(tmp_path / "out"), "--workers", "0"]) == 0, (
-        capsys.readouterr().err
-    )
+    command += ["--images", "/", "--out", str(tmp_path / "out"), "--workers", "0"]
+    assert main(command) == 0, capsys.readouterr().err
     model = load_model(tmp_path / "out" / "last")
     assert model.encode_text(model.tokenize("a hen")).shape == (1, 16)
     assert model.params["vision"]["norm_post"]["scale"].get_value().dtype == np.float32, "master weights are float32"
     lines = [json.loads(x) for x in (tmp_path / "out" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [1, 2, 3, 4] and all(0 < x["logit_scale"] <= 100.001 for x in lines)
+    assert main([*command, "--validation", str(class_folders(imagenet_samples, tmp_path / "labelled"))]) == 2
+    assert "ended without validation data" in capsys.readouterr().err and not (tmp_path / "out" / "best").exists()
 
 
 # --- what a run begins with and refuses ------------------------------------------------------------------------------
@@ -181,6 +187,11 @@ def test_no_point_of_a_line_is_written_where_one_is_there(folder: Path, tmp_path
     with pytest.raises(InputError, match=r"alpha_0\.50 exists already: .* --overwrite"):
         interpolate_checkpoints(folder / "clip", folder / "clip", [0.75, 0.5], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["alpha_0.50"]
+    (tmp_path / "alpha_0.75").mkdir()
+    (tmp_path / "alpha_0.75" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"alpha_0\.75 is no checkpoint"):
+        interpolate_checkpoints(folder / "clip", folder / "clip", [0.25, 0.75], tmp_path, overwrite=True)
+    assert not (tmp_path / "alpha_0.25").exists()
 
 
 def test_validation_of_other_classes_is_refused_at_once(
@@ -213,11 +224,16 @@ def test_accumulated_steps_are_whole_updates(
         runs.from_captions(cfg, captions, tmp_path / "six", accumulating(6), **common)
 
 
-def test_a_run_that_never_began_may_be_mended(folder: Path, untrained: list, tmp_path: Path) -> None:
-    """After a batch that is too large, the mended command; its zero-shot head is of its own templates."""
+def damaged(*_: object, **__: object) -> Trained:
+    raise InputError("a picture cannot be trained on")
+
+
+def test_a_run_that_never_began_may_be_mended(folder: Path, untrained: list, tmp_path: Path, monkeypatch) -> None:
+    """After a picture that is damaged, the mended command; its zero-shot head is of its own templates."""
     source, out = open_source(folder / "data"), tmp_path / "out"
-    with pytest.raises(InputError, match="fewer than a batch of 100"):
-        runs.finetune(folder / "clip", source, out, dataclasses.replace(RECIPE, batch_size=100), **TUNE)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="cannot be trained on"):
+        patch.setattr(runs, "fit", damaged)
+        runs.finetune(folder / "clip", source, out, dataclasses.replace(RECIPE, batch_size=2), **TUNE)
     first = arrays(out / "zero_shot")["head.kernel"]
     mended = TUNE | {"templates": ["a drawing of {}"]}
     runs.finetune(folder / "clip", source, out, RECIPE, **mended)
@@ -227,6 +243,82 @@ def test_a_run_that_never_began_may_be_mended(folder: Path, untrained: list, tmp
         changed = dataclasses.replace(RECIPE, seed=1) if key == "recipe" else RECIPE
         with pytest.raises(InputError, match=f"whose {key} is another"):
             runs.finetune(folder / "clip", source, out, changed, **(mended | other))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, r"recipe\.json is missing"),
+        ('{"clip": ', r"recipe\.json is damaged"),
+        ("[]", r"recipe\.json is no JSON object"),
+    ],
+)
+def test_a_begun_run_needs_its_record(content: str | None, says: str, tmp_path: Path) -> None:
+    """Or it goes on with whatever recipe and data are given now."""
+    recipe.record(tmp_path, {"recipe": RECIPE}, begun=False)
+    recipe.record(tmp_path, {"recipe": RECIPE}, begun=True)
+    (tmp_path / "recipe.json").unlink()
+    if content is not None:
+        (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(InputError, match=says):
+        recipe.record(tmp_path, {"recipe": RECIPE}, begun=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"workers": -1}, "workers is -1"),
+        ({"tensorboard": True}, "tensorboardX is missing"),
+        ({"batch_size": 8}, "7 pictures, fewer than a batch of 8"),
+        ({"devices": 2}, "batch size 3 does not divide by the 2 devices"),
+        ({"there": "last"}, "last is no checkpoint"),
+        ({"there": "best"}, "best is no checkpoint"),
+        ({"there": "zero_shot"}, "zero_shot is no checkpoint"),
+        ({"there": "probe"}, "probe is no checkpoint"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_what_cannot_end_well_is_refused_before_it_begins(
+    change: dict, says: str, folder: Path, captions: Captions, untrained: list, tmp_path: Path, monkeypatch
+) -> None:
+    """Not after hours of training, and nothing is left behind."""
+    recipe = dataclasses.replace(RECIPE, batch_size=change.get("batch_size", 3))
+    common = {"workers": change.get("workers", 0), "tensorboard": change.get("tensorboard", False)}
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setattr(runs.jax, "device_count", lambda: change.get("devices", 1))
+    before = set()
+    if "there" in change:
+        notes = tmp_path / "out" / change["there"] / "notes.txt"
+        notes.parent.mkdir(parents=True)
+        notes.write_text("mine")
+        before = {notes.parent, notes}
+    source, out, cfg = open_source(folder / "data"), tmp_path / "out", tiny_clip().config
+    for start in (
+        lambda: runs.finetune(folder / "clip", source, out, recipe, **(TUNE | common)),
+        lambda: runs.supervised(CLASSIFIER, source, out, recipe, **common),
+        lambda: runs.from_captions(cfg, captions, out, recipe, start=folder / "clip", **common),
+    ):
+        with pytest.raises(InputError, match=says):
+            start()
+    assert not untrained and set(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"vocab_size": 49407}, r"text\.vocab_size is 49407, and the tokenizer has 49408 ids"),
+        ({"context_length": 1}, "context_length is 1"),
+    ],
+)
+def test_a_text_tower_reads_every_token(
+    change: dict, says: str, captions: Captions, untrained: list, tmp_path: Path
+) -> None:
+    """The last id, of which each text has one, would have no embedding, and the loss be NaN."""
+    cfg = tiny_clip().config
+    cfg = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, **change))
+    with pytest.raises(InputError, match=says):
+        runs.from_captions(cfg, captions, tmp_path / "out", RECIPE, workers=0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_edited_captions_are_another_run(folder: Path, captions: Captions, untrained: list, tmp_path: Path) -> None:
@@ -290,6 +382,11 @@ def test_classes_refuse_what_is_for_captions_and_modes_what_is_for_another(
         ("dtype", "float8", "dtype is 'float8', not float32 or bfloat16"),
         ("epochs", math.inf, "no infinity"),
         ("save", math.inf, "no infinity"),
+        ("seed", -1, "seed is -1, not from 0"),
+        ("seed", 2**63, r"seed is 9223372036854775808, not from 0 to below 2\*\*63"),
+        ("seed", 1.5, "seed is 1.5, not an integer"),
+        ("batch_size", 8.0, "batch_size is 8.0, not an integer"),
+        ("log", True, "log is True, not an integer"),
     ],
 )
 def test_bad_recipes_are_named(field: str, value: object, says: str) -> None:

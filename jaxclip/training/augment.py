@@ -45,12 +45,23 @@ class Augment:
 
     def __post_init__(self):
         for name, pair in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
-            if pair is not None and not 0 < pair[0] <= pair[1]:
+            if pair is not None and not 0 < pair[0] <= pair[1] < math.inf:
                 raise InputError(f"augmentation: {name} is {pair}, not from a positive number to a larger one")
-        if self.randaugment is not None and not (self.randaugment[0] > 0 and 0 <= self.randaugment[1] < _BINS):
-            raise InputError(f"augmentation: randaugment is {self.randaugment}, not operations and a magnitude to 30")
-        if min(self.mixup, self.cutmix) < 0:
-            raise InputError("augmentation: mixup and cutmix are parameters of a Beta distribution, 0 for none")
+        if self.randaugment is not None and not _is_level(self.randaugment):
+            raise InputError(
+                f"augmentation: randaugment is {self.randaugment}, not a number of operations and a magnitude to 30, "
+                "both integers"
+            )
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if not 0 <= alpha < math.inf:
+                raise InputError(
+                    f"augmentation: {name} is {alpha}, and is the parameter of a Beta distribution: a positive number, "
+                    "0 for none"
+                )
+
+
+def _is_level(pair: tuple[int, ...]) -> bool:
+    return [type(x) for x in pair] == [int, int] and pair[0] > 0 and 0 <= pair[1] < _BINS
 
 
 def augment(

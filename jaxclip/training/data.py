@@ -90,13 +90,8 @@ def caption_batches(
     return _batches(captions.source, load, batch_size, seed, workers)
 
 
-def _batches(
-    source: Source,
-    load: Callable[[int, np.random.Generator], dict[str, Any]],
-    batch_size: int,
-    seed: int,
-    workers: int | None,
-) -> grain.DatasetIterator:
+def check_batches(source: Source, batch_size: int, workers: int | None) -> None:
+    """Raises an InputError where a source has no such batches; for those who have work to do before."""
     processes = jax.process_count()
     if batch_size < 1 or batch_size % processes:
         raise InputError(f"batch size is {batch_size}: it must be a positive multiple of the {processes} processes")
@@ -104,9 +99,20 @@ def _batches(
         raise InputError(
             f"{source.name} has {len(source)} pictures, fewer than a batch of {batch_size}: take a smaller"
         )
-    workers = default_workers(len(source)) if workers is None else workers
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise InputError(f"workers is {workers}: it must be 0 (threads) or more")
+
+
+def _batches(
+    source: Source,
+    load: Callable[[int, np.random.Generator], dict[str, Any]],
+    batch_size: int,
+    seed: int,
+    workers: int | None,
+) -> grain.DatasetIterator:
+    check_batches(source, batch_size, workers)
+    processes = jax.process_count()
+    workers = default_workers(len(source)) if workers is None else workers
     examples = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat(_EPOCHS).random_map(load)
     batches = examples[jax.process_index() :: processes].batch(batch_size // processes, batch_fn=_collate)
     return _Batches(source.name, batches, workers)
@@ -263,7 +269,8 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
             raise InputError(f"{path} is not in UTF-8 ({error}): save it so") from None
         except csv.Error as error:
             raise InputError(f"{path}, line {table.reader.line_num}: {error}: is a quotation mark missing?") from None
-    raise InputError(f"{path} has columns {', '.join(columns)}: it needs path and caption, or filepath and title")
+    found = f"has columns {', '.join(columns)}" if columns else "names no columns in its first line"
+    raise InputError(f"{path} {found}: it needs path and caption, or filepath and title")
 
 
 def _imagenet_captions(path: Path) -> list[tuple[str, str]]:

@@ -42,11 +42,11 @@ class DivergedError(InputError):
     """
 
     def __init__(self, step: int, ids: tuple[str, ...], metrics: Mapping[str, float], saved: int | None, file: Path):
+        kept = "There is no checkpoint yet" if saved is None else f"The last checkpoint is of step {saved}"
         few = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "") + f" (all {len(ids)} pictures: {file})"
         super().__init__(
             f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}, on the batch of {few}. "
-            f"The last checkpoint is of step {saved}: take a lower learning rate or a smaller clip_norm, or look at "
-            "these pictures"
+            f"{kept}: take a lower learning rate or a smaller clip_norm, or look at these pictures"
         )
         self.step, self.ids = step, ids
 
@@ -87,6 +87,21 @@ class Schedule:
 def train_mesh() -> Mesh:
     """All devices of all processes along one axis, over which a batch is shared."""
     return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def check_divides(batch_size: int, devices: int) -> None:
+    """Raises an InputError where devices cannot share a batch; for those who have work to do before they train."""
+    if batch_size % devices:
+        raise InputError(f"batch size {batch_size} does not divide by the {devices} devices: change it")
+
+
+def event_writer() -> Any:
+    """TensorBoard's writer of events, or the InputError that it is missing."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InputError("tensorboardX is missing: pip install 'jaxclip[tensorboard]'") from None
+    return SummaryWriter
 
 
 def fit(
@@ -209,8 +224,7 @@ def _on_devices(batch: Mapping[str, Any], sharding: NamedSharding) -> tuple[dict
     """The arrays of a batch, global and sharded, its ids, and its number of pictures over all processes."""
     ids = tuple(map(str, batch["ids"]))
     pictures = len(ids) * jax.process_count()
-    if pictures % sharding.num_devices:
-        raise InputError(f"batch size {pictures} does not divide by the {sharding.num_devices} devices: change it")
+    check_divides(pictures, sharding.num_devices)
     put = {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
         for name, value in batch.items()
@@ -322,11 +336,7 @@ class _Log:
         if jax.process_index() > 0:
             return self
         if self._tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError:
-                raise InputError("tensorboardX is missing: pip install 'jaxclip[tensorboard]'") from None
-            self._events = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=self._done + 1)
+            self._events = event_writer()(str(self._path.parent / "tensorboard"), purge_step=self._done + 1)
         before = self._path.read_text().splitlines() if self._path.exists() else []
         with new_file(self._path) as file:
             file.writelines(f"{line}\n" for line in before if _step_of(line) <= self._done)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -51,6 +52,7 @@ class Optimizer:
 
     def __post_init__(self):
         check_choices("optimizer", self)
+        check_integers("optimizer", self)
         checks = {
             "learning_rate": 0 < self.learning_rate < math.inf,
             "warmup": 0 <= self.warmup < 1,
@@ -67,6 +69,13 @@ class Optimizer:
         for field, good in checks.items():
             if not good:
                 raise InputError(f"optimizer: {field} is {getattr(self, field)}, which is out of range")
+
+
+def check_integers(what: str, cfg: Any) -> None:
+    """Raises an InputError where a field of a dataclass that is to be an integer is something else."""
+    for field, hint in typing.get_type_hints(type(cfg)).items():
+        if hint is int and type(value := getattr(cfg, field)) is not int:
+            raise InputError(f"{what}: {field} is {value!r}, not an integer")
 
 
 def schedule(cfg: Optimizer, updates: int) -> optax.Schedule:

@@ -12,7 +12,7 @@ from jaxclip.config import ModelConfig, check_choices
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
 from jaxclip.training.augment import Augment
-from jaxclip.training.optimizer import Optimizer
+from jaxclip.training.optimizer import Optimizer, check_integers
 
 RECIPE = "recipe.json"
 
@@ -52,10 +52,13 @@ class Recipe:
 
     def __post_init__(self):
         check_choices("recipe", self)
+        check_integers("recipe", self)
         if not 0 < self.epochs < math.inf or not 0 < self.save < math.inf or self.log < 1 or self.batch_size < 1:
             raise InputError("recipe: epochs, batch_size, save and log must be positive, and no infinity")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"recipe: label_smoothing is {self.label_smoothing}, not from 0 to below 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"recipe: seed is {self.seed}, not from 0 to below 2**63")
 
     def steps(self, pictures: int, epochs: float | None = None) -> int:
         """How many steps some epochs (all of the run's) over so many pictures are."""
@@ -111,12 +114,12 @@ def record(folder: Path, what: dict[str, Any], begun: bool) -> None:
         begun: Whether the run has left anything; before that its record may be replaced.
 
     Raises:
-        InputError: The folder has a run of another recipe, model or data.
+        InputError: The folder has a run of another recipe, model or data, or one whose record is missing or damaged.
     """
     path = folder / RECIPE
     what = json.loads(json.dumps(what, default=dataclasses.asdict))
-    if begun and path.exists():
-        before = json.loads(path.read_text())
+    if begun:
+        before = _recorded(path)
         for key, value in what.items():
             if before.get(key) != value:
                 raise InputError(f"{folder} has a run whose {key} is another ({path}): name another output folder")
@@ -124,3 +127,19 @@ def record(folder: Path, what: dict[str, Any], begun: bool) -> None:
     with new_file(path) as file:
         json.dump(what, file, indent=2)
         file.write("\n")
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """What the record of a run says."""
+    try:
+        found, fault = json.loads(path.read_text(encoding="utf-8")), "no JSON object"
+    except FileNotFoundError:
+        found, fault = None, "missing"
+    except ValueError as error:
+        found, fault = None, f"damaged ({error})"
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path} is {fault}, and is to say of which recipe, model and data the run beside it is: put it back, or "
+            "name another output folder"
+        )
+    return found

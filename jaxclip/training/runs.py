@@ -15,26 +15,28 @@ from jaxtyping import Array
 
 import jaxclip
 from jaxclip import checkpoint
-from jaxclip.config import ModelConfig
+from jaxclip.config import ModelConfig, Text
 from jaxclip.data import imagenet_templates
 from jaxclip.datasets import Source
 from jaxclip.datasets.source import digest
 from jaxclip.errors import InputError
 from jaxclip.evaluation import evaluate, label_space
+from jaxclip.files import occupied
 from jaxclip.mesh import together
 from jaxclip.model import Model
 from jaxclip.models import clip
+from jaxclip.tokenizer import load_tokenizer, vocabulary
 from jaxclip.training import recipe as recipes
 from jaxclip.training.augment import make_mix
-from jaxclip.training.data import Captions, caption_batches, class_batches
-from jaxclip.training.loop import CHECKPOINTS, SCORE, Schedule, Trained, fit
+from jaxclip.training.data import Captions, caption_batches, check_batches, class_batches
+from jaxclip.training.loop import CHECKPOINTS, SCORE, Schedule, Trained, check_divides, event_writer, fit
 from jaxclip.training.objectives import Classes, ImageText
 from jaxclip.training.optimizer import make_optimizer
 from jaxclip.training.recipe import Recipe
 from jaxclip.training.state import Objective, make_step
 from jaxclip.zero_shot import zero_shot_head
 
-LAST, BEST, ZERO_SHOT, RUN, SNAPSHOTS = "last", "best", "zero_shot", "run", "snapshots"
+LAST, BEST, ZERO_SHOT, PROBE, RUN, SNAPSHOTS = "last", "best", "zero_shot", "probe", "run", "snapshots"
 Mode = Literal["full", "lp-ft", "head"]
 
 
@@ -97,7 +99,8 @@ def finetune(
     phases = {"full": ["full"], "lp-ft": ["head", "full"], "head": ["head"]}[mode]
     lengths = [recipe.length(len(source), epochs) for epochs in (probe_epochs, recipe.epochs)[-len(phases) :]]
     what = {"finetune": str(model), "mode": mode, "probe_epochs": probe_epochs, "recipe": recipe}
-    _record(out, what | {"data": source.fingerprint(), "classes": names, "templates": templates})
+    what |= {"data": source.fingerprint(), "classes": names, "templates": templates}
+    _begin(out, what, recipe, source, workers, tensorboard)
     with together("write the zero-shot head"):
         if jax.process_index() == 0 and not (_begun(out) and (out / ZERO_SHOT).exists()):
             _write_zero_shot(model, out / ZERO_SHOT, names, templates)
@@ -116,9 +119,9 @@ def finetune(
             tensorboard=tensorboard,
         )  # fmt: skip
         if number + 1 < len(phases):
-            start = out / "probe"
+            start = out / PROBE
             _write(start, config, trained.last)
-    return _finish(out, config, trained)
+    return _finish(out, config, trained, validation)
 
 
 def supervised(
@@ -154,7 +157,8 @@ def supervised(
     _check_validation(validation, None, [names[i] for i in answers.argmax(axis=1)])
     steps = recipe.length(len(source))
     config = dataclasses.replace(config, num_classes=len(source.classes), source=_provenance(source))
-    _record(out, {"supervised": config.to_json(), "recipe": recipe, "data": source.fingerprint()})
+    what = {"supervised": config.to_json(), "recipe": recipe, "data": source.fingerprint()}
+    _begin(out, what, recipe, source, workers, tensorboard)
     module = _build(config, recipe)
     objective = Classes(
         config.preprocess.mean, config.preprocess.std, recipe.label_smoothing, False, make_mix(recipe.augment)
@@ -163,7 +167,7 @@ def supervised(
         module, config, objective, lambda name: True, source, out / RUN, recipe, steps=steps,
         score=_scorer(config, module, validation, None), workers=workers, tensorboard=tensorboard,
     )  # fmt: skip
-    return _finish(out, config, trained)
+    return _finish(out, config, trained, validation)
 
 
 def from_captions(
@@ -192,7 +196,7 @@ def from_captions(
 
     Raises:
         InputError: ``config`` is a classifier, ``start`` is of another architecture, the recipe has what is only for
-            classes, or what :func:`~jaxclip.training.loop.fit` raises.
+            classes, the text tower has fewer ids than the tokenizer, or what :func:`~jaxclip.training.loop.fit` raises.
     """
     if config.text is None:
         raise InputError(f"{config.name} is a classifier: it is trained from labels, by `jaxclip train supervised`")
@@ -201,6 +205,7 @@ def from_captions(
     ):  # fmt: skip
         if value:
             raise InputError(f"recipe: {field} is {value}, and captions have no classes for it: leave it out")
+    _check_text(config.text)
     biased = config.logit_bias or recipe.loss == "sigmoid"
     if start is not None:
         biased |= _same_architecture(start, config).logit_bias
@@ -209,14 +214,15 @@ def from_captions(
     out, steps = Path(out), recipe.length(len(captions.source))
     config = dataclasses.replace(config, logit_bias=biased, source=_provenance(captions.source))
     what = {"clip": config.to_json(), "start": None if start is None else str(start), "recipe": recipe}
-    _record(out, what | {"data": captions.source.fingerprint(), "captions": digest(captions.texts)})
+    what |= {"data": captions.source.fingerprint(), "captions": digest(captions.texts)}
+    _begin(out, what, recipe, captions.source, workers, tensorboard)
     module = _build(config, recipe) if start is None else _started(start, config, recipe)
     objective = ImageText(config.preprocess.mean, config.preprocess.std, recipe.loss)
     trained = _train(
         module, config, objective, lambda name: True, captions, out / RUN, recipe, steps=steps,
         score=_scorer(config, module, validation, None), workers=workers, tensorboard=tensorboard,
     )  # fmt: skip
-    return _finish(out, config, trained)
+    return _finish(out, config, trained, validation)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
@@ -323,15 +329,31 @@ def _check_validation(
             )
 
 
-def _record(out: Path, what: dict[str, Any]) -> None:
+def _check_text(text: Text) -> None:
+    """Raises an InputError where a text tower has no room for the tokenizer's rows, or no embedding for its ids."""
+    load_tokenizer(text.context_length)
+    if text.vocab_size < (ids := vocabulary()):
+        raise InputError(f"text.vocab_size is {text.vocab_size}, and the tokenizer has {ids} ids: make it {ids}")
+
+
+def _begin(
+    out: Path, what: dict[str, Any], recipe: Recipe, source: Source, workers: int | None, tensorboard: bool
+) -> None:
+    """Refuses what could not end well, then writes the run's record; of the processes of a job the first."""
     with together("begin the run"):
+        check_batches(source, recipe.batch_size, workers)
+        check_divides(recipe.batch_size, jax.device_count())
         if jax.process_index() == 0:
+            if tensorboard:
+                event_writer()
+            for name in (ZERO_SHOT, PROBE, LAST, BEST):
+                checkpoint.check_replaceable(out / name)
             recipes.record(out, what, _begun(out))
 
 
 def _begun(out: Path) -> bool:
     """Whether a run has left a checkpoint."""
-    return (out / LAST).exists() or any(folder.name.isdigit() for folder in out.glob(f"{RUN}*/{CHECKPOINTS}/*"))
+    return occupied(out / LAST) or any(folder.name.isdigit() for folder in out.glob(f"{RUN}*/{CHECKPOINTS}/*"))
 
 
 def _write(folder: Path, config: ModelConfig, arrays: Mapping[str, Any]) -> None:
@@ -340,7 +362,13 @@ def _write(folder: Path, config: ModelConfig, arrays: Mapping[str, Any]) -> None
             checkpoint.save(folder, config, {name: np.asarray(a) for name, a in arrays.items()}, overwrite=True)
 
 
-def _finish(out: Path, config: ModelConfig, trained: Trained) -> Path:
+def _finish(out: Path, config: ModelConfig, trained: Trained, validation: Source | None) -> Path:
+    """Writes last and, with validation data, best: a run that had ended without has none."""
+    if validation is not None and trained.best is None:
+        raise InputError(
+            f"{out} has a run that ended without validation data, so no step was scored and none is the best: leave "
+            "the validation data out and evaluate last, or name another output folder"
+        )
     _write(out / LAST, config, trained.last)
     if trained.best is not None:
         _write(out / BEST, config, trained.best)

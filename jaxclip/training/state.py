@@ -107,7 +107,7 @@ def make_step(
         average = state.average
         if ema_decay is not None:
             weight = jnp.where((state.step + 1) % accumulate == 0, 1 - ema_decay, 0.0)
-            average = optax.incremental_update({**params, **rest}, average, weight)
+            average = jax.tree.map(lambda a, x: a + weight * (x - a), average, {**params, **rest})  # exact where equal
         metrics = {"loss": value, "gradient_norm": gradient_norm(gradients), **metrics}
         return TrainState(state.step + 1, params, rest, optimizer, average, state.key), metrics
 
