@@ -292,6 +292,13 @@ def check_choices(what: str, cfg: Any) -> None:
             raise InputError(f"{what}: {field} is {value!r}, not {' or '.join(known)}")
 
 
+def check_integers(what: str, cfg: Any) -> None:
+    """Raises an InputError where a field of a dataclass that is to be an integer is something else."""
+    for field, hint in typing.get_type_hints(type(cfg)).items():
+        if hint is int and type(value := getattr(cfg, field)) is not int:
+            raise InputError(f"{what}: {field} is {value!r}, not an integer")
+
+
 def _spell(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import re
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxclip.config import check_choices
+from jaxclip.config import check_choices, check_integers
 from jaxclip.errors import InputError
 
 
@@ -69,13 +68,6 @@ class Optimizer:
         for field, good in checks.items():
             if not good:
                 raise InputError(f"optimizer: {field} is {getattr(self, field)}, which is out of range")
-
-
-def check_integers(what: str, cfg: Any) -> None:
-    """Raises an InputError where a field of a dataclass that is to be an integer is something else."""
-    for field, hint in typing.get_type_hints(type(cfg)).items():
-        if hint is int and type(value := getattr(cfg, field)) is not int:
-            raise InputError(f"{what}: {field} is {value!r}, not an integer")
 
 
 def schedule(cfg: Optimizer, updates: int) -> optax.Schedule:

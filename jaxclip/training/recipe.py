@@ -8,11 +8,11 @@ import runpy
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxclip.config import ModelConfig, check_choices
+from jaxclip.config import ModelConfig, check_choices, check_integers
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
 from jaxclip.training.augment import Augment
-from jaxclip.training.optimizer import Optimizer, check_integers
+from jaxclip.training.optimizer import Optimizer
 
 RECIPE = "recipe.json"
 
