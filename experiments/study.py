@@ -28,7 +28,7 @@ from jaxclip.data import imagenet_templates
 from jaxclip.datasets.named import Concepts
 from jaxclip.datasets.source import digest
 from jaxclip.datasets.subsets import plain_name
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, to_mend
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
 from jaxclip.model import load_model
@@ -215,8 +215,10 @@ def exit_on_input_error() -> Iterator[None]:
     """Prints an :class:`InputError` alone and exits with code 2, as the command line does."""
     try:
         yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        if (said := to_mend(error)) is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,7 +1,6 @@
 """The ``jaxclip`` command: one function for each subcommand, whose docstring is its help; heavy imports are inside."""
 
 import dataclasses
-import errno
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, to_mend
 from jaxclip.files import cache_folder
 
 if TYPE_CHECKING:
@@ -507,23 +506,16 @@ def main(args: list[str] | None = None) -> int:
             args=args,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except InputError as error:
-        return _fail(str(error))
-    except (FileExistsError, NotADirectoryError) as error:
-        return _fail(f"{error.filename}: a folder is to be here, and a file is in the way: name another")
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno not in _USERS_TO_MEND:
+    except (InputError, OSError) as error:
+        if (said := to_mend(error)) is None:
             raise
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+        return _fail(said)
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def _keep_compiled() -> None:
