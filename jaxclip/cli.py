@@ -574,10 +574,11 @@ def _print_bad(bad_images: "tuple[BadImage, ...]", consequence: str) -> None:
 
 
 def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from jaxclip.progress import console
 
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)

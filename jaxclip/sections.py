@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-from rich.console import Console
 from rich.table import Table
 
 from jaxclip import report
@@ -20,6 +19,7 @@ from jaxclip.analysis import SHIFTS
 from jaxclip.analyze import BASELINES, STEADY, Activations, Analysis, ConceptSummary, Directions, Pruning
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
+from jaxclip.progress import console
 
 GROUPS = {
     "zero-shot": "zero-shot CLIP",
@@ -88,15 +88,14 @@ class Section:
 
     def print(self) -> None:
         """Prints the tables."""
-        console = Console()
-        console = console if console.is_terminal else Console(width=200)
+        terminal = console(width=200)
         for name, (columns, rows, formats) in self.tables.items():
             grid = Table(*columns, title=f"{self.title}: {name}", title_justify="left")
             for row in rows:
                 grid.add_row(
                     *(" ".join(report.shown(x, formats.get(c, ""))) for c, x in zip(columns, row, strict=True))
                 )
-            console.print(grid)
+            terminal.print(grid)
 
 
 def write(out: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
