@@ -175,7 +175,12 @@ def test_bad_tables():
         ("model,imagenet,imagenet_v2\na,0.5\n", "line 2: not 3 cells"),
         ("model,imagenet,imagenet_v2\na,0.5,0.5,0.5\n", "line 2: not 3 cells"),
         ("model,imagenet,imagenet_v2\na,0.5,0.5\na,0.5,0.5\n", "line 3: the model's name 'a' is empty or stands twice"),
-        ("model,imagenet,imagenet_v2\na,0.5,63 %\n", "line 2, column imagenet_v2: '63 %' is not a number"),
+        (
+            "model,imagenet,imagenet_v2\na,0.5,63 %\n",
+            "line 2, column imagenet_v2: '63 %' is not a number: divide percent by 100",
+        ),
+        ("model,imagenet,imagenet_v2\na,0.5,x\n", "'x' is not a number; leave the cell empty"),
+        ("model,imagenet,imagenet_v2\na,0.5,0.5\n a ,0.5,0.5\n", "line 3: the model's name 'a' is empty or stands"),
         ("model,imagenet,imagenet_v2\na,0.5,63\n", "63 is not an accuracy from 0 to 1: divide percent by 100"),
         ("model,imagenet,imagenet_v2\na,0.5,nan\n", "nan is not an accuracy"),
         ('model,"imagenet,imagenet_v2\na,0.5,0.5\n', r"line 2: not CSV \(unexpected end of data\)"),
