@@ -233,6 +233,9 @@ def analyze(
     directions: Literal["head", "coordinates"] = "head",
     negatives: Literal["balanced", "all"] = "balanced",
     x: Literal["full", "subset"] = "full",
+    outlier_threshold: float = 6.0,
+    concept_threshold: float = 0.9,
+    min_images: int = 20,
     seed: int = 0,
 ) -> None:
     """Analyse one model from its stored representations: accuracy, outlier features, directions, pruning, concepts.
@@ -246,13 +249,26 @@ def analyze(
         directions: Where concepts are looked for: the head's singular directions, or the unit coordinates.
         negatives: What a concept's images are told from: as many others, or all others.
         x: What predicts accuracy under shift: ImageNet accuracy on all classes, or on the classes of each shift.
+        outlier_threshold: How far above the rest an outlier feature is, in standard deviations of an image's
+            activations.
+        concept_threshold: The least average precision at which a direction encodes a concept.
+        min_images: A concept in fewer pictures is not looked for.
         seed: Of the samples and the bootstrap intervals.
     """
     from jaxclip.analyze import Options, analyze_stored, save_json
     from jaxclip.model import load_model
     from jaxclip.sections import of_one, write
 
-    options = Options(importance=importance, directions=directions, negatives=negatives, x=x, seed=seed)
+    options = Options(
+        importance=importance,
+        outlier_threshold=outlier_threshold,
+        x=x,
+        directions=directions,
+        concept_threshold=concept_threshold,
+        negatives=negatives,
+        min_images=min_images,
+        seed=seed,
+    )
     result = analyze_stored(load_model(model), data, options, data_dir)
     sections = of_one(result)
     for section in sections:

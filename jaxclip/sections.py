@@ -538,11 +538,10 @@ def of_one(analysis: Analysis) -> list[Section]:
         "Model": name,
         "Head": analysis.head,
         "Representations": ", ".join(f"{k}: {key}" for k, key in analysis.stores.items()),
-        "Seed": analysis.options.seed,
         **{
             k.replace("_", " ").capitalize(): v
             for k, v in dataclasses.asdict(analysis.options).items()
-            if isinstance(v, str | float)
+            if not isinstance(v, tuple)
         },
         **report.environment(),
     }
