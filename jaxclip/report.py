@@ -164,6 +164,12 @@ def table(
     )
 
 
+def download(columns: Sequence[str], rows: Sequence[Sequence[Cell]], text: str, name: str) -> str:
+    """A table that is too long to show, as CSV behind a line of HTML; arguments as for :func:`table`."""
+    link = _download(csv_text(columns, rows), "text/csv", f"{name}.csv", "CSV")
+    return f'<p>{text} <span class="downloads">{link}</span></p>'
+
+
 def picture(pixels: UInt8[np.ndarray, "H W 3"], alt: str, note: str = "") -> str:
     """A picture as a lossless PNG, for :func:`gallery`, with a short note (HTML) under it."""
     buffer = io.BytesIO()

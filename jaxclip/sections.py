@@ -55,6 +55,7 @@ class Section:
         blocks: HTML, in order.
         tables: From each table's name, its columns, rows and formats.
         figures: From each figure's name, the figure.
+        downloads: From each name of a table that is too long to show, its columns and rows.
     """
 
     title: str
@@ -63,6 +64,9 @@ class Section:
         default_factory=dict
     )
     figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
+    downloads: dict[str, tuple[Sequence[str], Sequence[Sequence[report.Cell]]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def text(self, block: str) -> None:
         """Adds HTML."""
@@ -80,6 +84,12 @@ class Section:
         cells = [[_cell(x) for x in row] for row in rows]
         self.tables[name] = columns, cells, formats or {}
         self.blocks.append(report.table(columns, cells, caption, name, formats))
+
+    def download(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], text: str, name: str) -> None:
+        """Adds a table that is too long to show, see :func:`jaxclip.report.download`."""
+        cells = [[_cell(x) for x in row] for row in rows]
+        self.downloads[name] = columns, cells
+        self.blocks.append(report.download(columns, cells, text, name))
 
     def figure(self, fig: Figure, caption: str, alt: str, name: str) -> None:
         """Adds a figure, see :func:`jaxclip.report.figure`."""
@@ -99,16 +109,25 @@ class Section:
 
 
 def write(out: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Writes ``index.html``, and beside it ``tables/*.csv`` and ``figures/*.png``; returns the page."""
+    """Writes ``index.html``, and beside it ``tables/*.csv`` and ``figures/*.png``; returns the page.
+
+    Other files of these two kinds there, which an earlier report left, are removed.
+    """
+    written = set()
     for section in sections:
-        for name, (columns, rows, _) in section.tables.items():
-            with new_file(out / "tables" / f"{name}.csv", newline="", encoding="utf-8") as file:
+        shown = {name: (columns, rows) for name, (columns, rows, _) in section.tables.items()}
+        for name, (columns, rows) in (shown | section.downloads).items():
+            written.add(path := out / "tables" / f"{name}.csv")
+            with new_file(path, newline="", encoding="utf-8") as file:
                 file.write(report.csv_text(columns, rows))
         for name, fig in section.figures.items():
-            with report.style(), new_file(out / "figures" / f"{name}.png", "wb") as file:
+            written.add(path := out / "figures" / f"{name}.png")
+            with report.style(), new_file(path, "wb") as file:
                 fig.savefig(file, format="png", dpi=200, facecolor="white")
     with new_file(out / "index.html", encoding="utf-8") as file:
         file.write(report.page(title, lead, {section.title: section.blocks for section in sections}))
+    for path in {*out.glob("tables/*.csv"), *out.glob("figures/*.png")} - written:
+        path.unlink()
     return out / "index.html"
 
 
@@ -342,6 +361,22 @@ def pruning_table(
     )
 
 
+def pruning_curves(section: Section, found: Mapping[str, Pruning], er: Mapping[str, Any]) -> None:
+    """Every number of the curves, to take away."""
+    sets = dict.fromkeys(name for p in found.values() for name in p.accuracy)
+    rows = []
+    for model, p in found.items():
+        missing = [np.nan] * len(p.fractions)
+        curves = [*(p.accuracy.get(name, missing) for name in sets), er.get(model, missing)]
+        rows += [[model, *row] for row in zip(p.fractions, *curves, strict=True)]
+    section.download(
+        ["Model", "Share pruned", *map(title, sets), "ER"],
+        rows,
+        "Accuracy on each set, and effective robustness, for every share of the directions pruned.",
+        "pruning-curves",
+    )
+
+
 def concept_table(section: Section, found: Mapping[str, ConceptSummary], about: Mapping[str, Sequence[str]]) -> None:
     """Unique concepts and polysemanticity beside what chance finds."""
     one = _first(found)
@@ -527,6 +562,7 @@ def of_one(analysis: Analysis) -> list[Section]:
     shifts = others if robust is None else [name for name in SHIFTS if name in others]
     pruning_figure(pruning, analysis.reference, shifts, pruned, groups, er_pruned)
     pruning_table(pruning, analysis.reference, shifts, pruned, er_pruned)
+    pruning_curves(pruning, pruned, er_pruned)
     sections = [first, kurtosis, importance, pruning]
     if analysis.concepts is not None:
         section = Section("Concepts")
