@@ -379,13 +379,13 @@ def pruning_curves(section: Section, found: Mapping[str, Pruning], er: Mapping[s
 
 def concept_table(section: Section, found: Mapping[str, ConceptSummary], about: Mapping[str, Sequence[str]]) -> None:
     """Unique concepts and polysemanticity beside what chance finds."""
-    one = _first(found)
+    one, each = _first(found), ["Concepts each", "Each, random", "Each, permuted"]
     rows = [
         [
             model,
             *about[model],
             *(c.unique[kind] for kind in BASELINES),
-            c.polysemanticity["directions"],
+            *(c.polysemanticity[kind] for kind in BASELINES),
             c.tested,
             c.skipped,
         ]
@@ -398,7 +398,7 @@ def concept_table(section: Section, found: Mapping[str, ConceptSummary], about: 
             "Unique concepts",
             "Random directions",
             "Permuted labels",
-            "Concepts each",
+            *each,
             "Tested",
             "Skipped",
         ],
@@ -406,9 +406,10 @@ def concept_table(section: Section, found: Mapping[str, ConceptSummary], about: 
         f"How many concepts some direction encodes: telling images with it with an average precision of at least "
         f"{one.threshold:g}. Beside it, how many as many random directions encode, and how many the directions encode "
         "of the same concepts dealt to other images. Concepts each (polysemanticity): mean over the directions that "
-        f"encode at least one. Skipped: concepts in fewer than {one.min_images} images, or in all.",
+        "encode at least one, and the same of both kinds of chance; a dash where none does. Skipped: concepts in fewer "
+        f"than {one.min_images} images, or in all.",
         "concept-counts",
-        {"Concepts each": ".2f"},
+        dict.fromkeys(each, ".2f"),
     )
 
 
