@@ -134,6 +134,12 @@ def write(out: Path, title: str, lead: str, sections: Sequence[Section]) -> Path
 # --- of any number of models, by name --------------------------------------------------------------------------------
 
 
+def kurtosis_of(a: Activations) -> report.Estimate:
+    """Kurtosis with its 95 % interval over the images; NaN where there is none."""
+    value, margin = _value(a.kurtosis), 1.96 * _value(a.standard_error)
+    return report.Estimate(value, value - margin, value + margin)
+
+
 def kurtosis_table(section: Section, found: Mapping[str, Activations], about: Mapping[str, Sequence[str]]) -> None:
     """Kurtosis with its interval, and how many outlier features there are.
 
@@ -143,13 +149,9 @@ def kurtosis_table(section: Section, found: Mapping[str, Activations], about: Ma
         about: What else to say of each model: its group, or nothing.
     """
     rows = []
-    for model, a in found.items():
-        margin = 1.96 * (np.nan if a.standard_error is None else a.standard_error)
-        interval = (
-            a.kurtosis if np.isnan(margin) else report.Estimate(a.kurtosis, a.kurtosis - margin, a.kurtosis + margin)
-        )
-        rows.append([model, *about[model], len(a.share), interval, len(a.outliers), a.images, a.constant])
-    rows.sort(key=lambda row: -_value(row[-4]))
+    for model in sorted(found, key=lambda model: _rank(found[model].kurtosis), reverse=True):
+        a = found[model]
+        rows.append([model, *about[model], len(a.share), kurtosis_of(a), len(a.outliers), a.images, a.constant])
     section.table(
         ["Model", *_about(about), "Features", "Kurtosis", "Outlier features", "Images", "Constant"],
         rows,
@@ -162,37 +164,44 @@ def kurtosis_table(section: Section, found: Mapping[str, Activations], about: Ma
 
 
 def kurtosis_figure(section: Section, found: Mapping[str, Activations], groups: Mapping[str, str]) -> None:
-    """Kurtosis of every model, sorted."""
-    ranked = sorted(found, key=lambda model: _value(found[model].kurtosis))
-    values = [_value(found[model].kurtosis) for model in ranked]
+    """Kurtosis of every model, sorted; those that have none are the lowest."""
+    ranked = sorted(found, key=lambda model: _rank(found[model].kurtosis))
+    estimates = [kurtosis_of(found[model]) for model in ranked]
     with report.style():
         fig = Figure(figsize=(report.WIDE, 0.9 + 0.17 * len(ranked)))
         ax = fig.subplots()
-        for i, model in enumerate(ranked):
-            ax.plot([3, values[i]], [i, i], color=_color(groups[model], groups), linewidth=1, alpha=0.5)
-            ax.plot(values[i], i, "o", color=_color(groups[model], groups), label=_label(groups[model]))
+        for i, (model, (value, low, high)) in enumerate(zip(ranked, estimates, strict=True)):
+            color = group_color(groups[model], groups)
+            ax.plot([3, value], [i, i], color=color, linewidth=1, alpha=0.5)
+            ax.plot(value, i, "o", color=color, label=group_label(groups[model]))
+            ax.plot([low, high], [i, i], "|-", color=color)
         ax.axvline(3, color=report.MUTED, linewidth=0.8, dashes=(3, 2))
         ax.set(xlabel="activation kurtosis (normal activations: 3)", yticks=range(len(ranked)), yticklabels=ranked)
         ax.set_xscale("log")
-        _plain_ticks(ax.xaxis)
+        plain_ticks(ax.xaxis)
         ax.grid(axis="y", visible=False)
-        _legend(fig, ax)
-        alt = _by_group("kurtosis", dict(zip(ranked, values, strict=True)), groups)
-        section.figure(fig, "Activation kurtosis of each model, on a logarithmic axis.", alt, "kurtosis")
+        group_legend(fig, ax)
+        alt = _by_group("kurtosis", {m: found[m].kurtosis for m in ranked}, groups)
+        section.figure(
+            fig,
+            "Activation kurtosis of each model with its 95 % interval (over the images), on a logarithmic axis.",
+            alt,
+            "kurtosis",
+        )
 
 
 def outlier_table(section: Section, found: Mapping[str, Activations]) -> None:
     """The most frequent outlier features of each model."""
     rows = []
     for model, a in found.items():
-        mean_abs, typical = np.array(a.mean_abs), np.median(a.mean_abs)
+        relative = np.array(a.mean_abs) / _typical(a)
         for i in a.outliers[:5] or [int(np.argmax(a.share))]:
-            rows.append([model, i, a.share[i], mean_abs[i], mean_abs[i] / typical if typical else None])
+            rows.append([model, i, a.share[i], a.mean_abs[i], relative[i]])
     section.table(
         ["Model", "Feature", "Share of images", "Mean |h|", "Over the median feature"],
         rows,
         "The five most frequent outlier features of each model (the most frequent feature, where none is above the "
-        f"threshold in {STEADY:.0%} of the images).",
+        f"threshold in {STEADY:.0%} of the images). The median is over the features that are not always 0.",
         "outlier-features",
         {"Share of images": ".1%", "Mean |h|": ".3g", "Over the median feature": ".1f"},
     )
@@ -203,7 +212,7 @@ def outlier_figure(section: Section, found: Mapping[str, Activations], groups: M
     sizes = {}
     for model, a in found.items():
         mean_abs = np.array(a.mean_abs)
-        sizes[model] = np.sort(mean_abs / np.median(mean_abs))[::-1]
+        sizes[model] = np.sort(mean_abs[mean_abs > 0] / _typical(a))[::-1]
     with report.style():
         fig = Figure(figsize=(report.WIDE, 2.7))
         left, right = fig.subplots(1, 2)
@@ -213,13 +222,13 @@ def outlier_figure(section: Section, found: Mapping[str, Activations], groups: M
         _lines(right, {m: (np.arange(1, len(y) + 1), y) for m, y in shares.items()}, groups)
         right.set(xlabel="feature, by share", ylabel="images where it is an outlier, %", xscale="log", ylim=(0, 102))
         for axis in (left.xaxis, left.yaxis, right.xaxis):
-            _plain_ticks(axis)
-        _legend(fig, left)
-        alt = _by_group("largest feature over the median one", {m: y[0] for m, y in sizes.items()}, groups)
+            plain_ticks(axis)
+        group_legend(fig, left)
+        alt = _by_group("largest feature over the median one", {m: y[0] for m, y in sizes.items() if y.size}, groups)
         section.figure(
             fig,
-            "Features by their mean magnitude over that of the median feature (left), and by the share of images where "
-            "they are outliers (right). A line is a model.",
+            "Features by their mean magnitude over that of the median feature (left; without those that are always 0), "
+            "and by the share of images where they are outliers (right). A line is a model.",
             alt,
             "outlier-features",
         )
@@ -238,9 +247,9 @@ def importance_figure(section: Section, found: Mapping[str, Directions], groups:
         _lines(ax, curves, groups)
         ax.set(xlabel="direction, by importance", ylabel="importance / mean", xscale="log", yscale="log")
         ax.set_ylim(bottom=max(1e-3, ax.get_ylim()[0]))
-        _plain_ticks(ax.xaxis)
-        _plain_ticks(ax.yaxis)
-        _legend(fig, ax)
+        plain_ticks(ax.xaxis)
+        plain_ticks(ax.yaxis)
+        group_legend(fig, ax)
         alt = _by_group("largest importance over the mean", {m: d.max_over_mean for m, d in found.items()}, groups)
         section.figure(
             fig,
@@ -317,6 +326,7 @@ def pruning_figure(
         if model in er and not np.isnan(er[model]).all():
             robust[model] = across, 100 * np.asarray(er[model])
     drawn = {name: curves for name, curves in panels.items() if curves}
+    lacking = [model for model in found if any(model not in curves for curves in drawn.values())]
     with report.style():
         fig = Figure(figsize=(report.WIDE if len(drawn) > 1 else report.COLUMN, 2.7))
         axes = fig.subplots(1, len(drawn), squeeze=False)[0]
@@ -324,13 +334,14 @@ def pruning_figure(
             _lines(ax, curves, groups)
             ax.axvline(80, color=report.MUTED, linewidth=0.8, dashes=(3, 2))
             ax.set(xlabel="directions pruned, %", title=name, xlim=(0, 100))
-        _legend(fig, axes[0])
+        group_legend(fig, axes[0])
         lost = {m: y[0] - p.at(y, 0.8) for m, p in found.items() for y in [100 * np.array(p.accuracy[reference])]}
         alt = _by_group(f"points of {title(reference)} accuracy lost with 80 % pruned", lost, groups)
         section.figure(
             fig,
             "What is left as the least important directions of the head are set to zero. A line is a model; the dashed "
-            "line is at 80 %, up to which the paper finds little loss.",
+            "line is at 80 %, up to which the paper finds little loss."
+            + (f" Not in every panel, since a shift is missing: {html.escape(some(lacking))}." if lacking else ""),
             alt,
             "pruning",
         )
@@ -428,7 +439,7 @@ def concept_figure(section: Section, found: Mapping[str, ConceptSummary], groups
         _lines(right, {m: (*_share_with_more(c.per_direction),) for m, c in found.items()}, groups)
         right.set(xlabel="concepts, or more", ylabel="directions that encode them, %", ylim=(0, None))
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(fig, left)
+        group_legend(fig, left)
         alt = _by_group("unique concepts", {m: c.unique["directions"] for m, c in found.items()}, groups)
         section.figure(
             fig,
@@ -585,6 +596,11 @@ def of_one(analysis: Analysis) -> list[Section]:
     return [*sections, Section("Provenance", [report.provenance(facts)])]
 
 
+def some(names: Sequence[str]) -> str:
+    """The first three of several names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def title(name: str) -> str:
     """What a data set is called in print."""
     base, on, shift = name.partition("_on_")
@@ -622,6 +638,8 @@ def _first(found: Mapping[str, Any]) -> Any:
 
 
 def _cell(x: Any) -> report.Cell:
+    if isinstance(x, report.Estimate) and np.isnan([x.low, x.high]).any():
+        x = x.value
     if isinstance(x, float | np.floating):
         return None if np.isnan(x) else float(x)
     return int(x) if isinstance(x, np.integer) else x
@@ -633,6 +651,17 @@ def _value(x: Any) -> float:
     return np.nan if x is None else float(x)
 
 
+def _rank(x: Any) -> float:
+    """A number to sort by: the least of all where there is none."""
+    return -np.inf if np.isnan(value := _value(x)) else value
+
+
+def _typical(a: Activations) -> float:
+    """The median mean magnitude of the features that are not always 0; NaN where all are."""
+    there = np.array([m for m in a.mean_abs if m > 0])
+    return float(np.median(there)) if there.size else np.nan
+
+
 def _estimate(a: Accuracy | None) -> report.Estimate | None:
     return None if a is None else report.Estimate(a.value, a.low, a.high)
 
@@ -642,13 +671,14 @@ def _share_with_more(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return at_least, 100 * (np.array(counts)[None] >= at_least[:, None]).mean(1)
 
 
-def _color(group: str, groups: Mapping[str, str]) -> str:
+def group_color(group: str, groups: Mapping[str, str]) -> str:
     """The paper's groups have each its own; other groups are numbered."""
     order = GROUPS if group in GROUPS else dict.fromkeys(groups.values())
     return report.SERIES[list(order).index(group) % len(report.SERIES)]
 
 
-def _label(group: str) -> str:
+def group_label(group: str) -> str:
+    """What a group is called in print."""
     return GROUPS.get(group, group)
 
 
@@ -659,14 +689,14 @@ def _lines(ax: Axes, curves: Mapping[str, tuple[Any, Any]], groups: Mapping[str,
         ax.plot(
             x,
             y,
-            color=_color(group, groups),
+            color=group_color(group, groups),
             linewidth=1.4 if few else 0.9,
             alpha=1 if few else 0.75,
-            label=_label(group),
+            label=group_label(group),
         )
 
 
-def _legend(fig: Figure, ax: Axes) -> None:
+def group_legend(fig: Figure, ax: Axes) -> None:
     """One entry for each label, the groups in their order, above the figure."""
     found = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     names = sorted(found, key=lambda name: [*GROUPS.values(), name].index(name))
@@ -674,7 +704,7 @@ def _legend(fig: Figure, ax: Axes) -> None:
     fig.legend(handles, names, loc="outside upper left", ncols=4, handletextpad=0.4, columnspacing=1.4)
 
 
-def _plain_ticks(axis: Axis) -> None:
+def plain_ticks(axis: Axis) -> None:
     """Of a logarithmic axis: 1, 3, 10, 30, … in digits."""
     axis.set_major_locator(LogLocator(subs=(1, 3)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -688,6 +718,6 @@ def _by_group(what: str, values: Mapping[str, float], groups: Mapping[str, str])
         mine = [v for model, v in values.items() if groups[model] == group and not np.isnan(_value(v))]
         if mine:
             parts.append(
-                f"{_label(group)}: {np.median(mine):.3g}" + (f" (median of {len(mine)})" if len(mine) > 1 else "")
+                f"{group_label(group)}: {np.median(mine):.3g}" + (f" (median of {len(mine)})" if len(mine) > 1 else "")
             )
     return f"{what[0].upper()}{what[1:]}. {'; '.join(parts)}."
