@@ -81,7 +81,7 @@ def study() -> dict[str, Any]:
     from benchmarks.flops import encoder_flops
     from jaxclip import config, registry
 
-    entries = [entry for entry in registry.table() if entry.paper and entry.group != "less-robust"]
+    entries = [entry for entry in registry.table() if entry.paper]
     pictures = sum(PICTURES.values())
     flop = dict.fromkeys(H100, 0)
     for entry in entries:

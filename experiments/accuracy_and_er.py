@@ -29,10 +29,10 @@ def run(study: Study) -> Section:
             columns, baselines = _as_imagenet(study, studies.columns(found)), studies.baselines(study)
             base = None if baselines is None else _as_imagenet(study, baselines)
             mine = [model for name in found for model in study.models if model.name == name]
-            sets, backbones = tuple(m.training_set for m in mine), tuple(m.backbone for m in mine)
-            measured = Group(Accuracies(tuple(found), columns), sets, backbones)
+            kinds, backbones = tuple(m.group for m in mine), tuple(m.backbone for m in mine)
+            measured = Group(Accuracies(tuple(found), columns), kinds, backbones)
             reference = title(study.reference)
-            scatter(section, [measured], result, study.options.x, "measured-robustness", base, reference)
+            scatter(section, [measured], result, study.options.x, "measured-robustness", base, reference, "group")
     if study.reference == IMAGENET:
         published = registry_models()
         key = jax.random.key(study.options.seed)
@@ -49,7 +49,7 @@ def _published_table(section: Section, group: Group, result: EffectiveRobustness
     section.table(
         ["Model", "Training set", "ER", "ImageNet", *TITLES.values()],
         [
-            [name, group.training_sets[i], er.get(name), *(columns[k][i] for k in ("imagenet", *SHIFTS))]
+            [name, group.kinds[i], er.get(name), *(columns[k][i] for k in ("imagenet", *SHIFTS))]
             for i, name in enumerate(models)
         ],
         "Zero-shot accuracies that open_clip publishes of the registry’s checkpoints, and the effective robustness "

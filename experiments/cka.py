@@ -3,14 +3,15 @@
 python -m experiments.cka --config experiments/configs/paper.py
 """
 
-from collections.abc import Mapping
+import html
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from experiments import study as studies
 from experiments.study import Study
 from jaxclip import report
-from jaxclip.sections import GROUPS, Section, heat_map
+from jaxclip.sections import GROUPS, Section, heat_map, title
 
 
 def run(study: Study) -> Section:
@@ -32,8 +33,8 @@ def run(study: Study) -> Section:
         section,
         names,
         values,
-        f"Linear CKA between the representations of the same images of {study.reference}: 1 when they differ by a "
-        "rotation, a scale and a shift.",
+        f"Linear CKA between the representations of the same images of {html.escape(title(study.reference))}: 1 when "
+        "they differ by a rotation, a scale and a shift.",
         f"CKA between two models is from {np.nanmin(between):.2f} to {np.nanmax(between):.2f}.",
         "cka",
     )
@@ -42,11 +43,19 @@ def run(study: Study) -> Section:
     section.table(
         ["Mean CKA", *(GROUPS[group] for group in groups)],
         rows,
-        "Mean over the pairs of different models of two groups.",
+        "Mean over the pairs of different models of two groups. Few images bias CKA upwards: for unrelated "
+        "representations of n images in p and q dimensions it is about √(pq)/n where n is far larger than both, and at "
+        f"most {_by_chance(study, names):.2g} here.",
         "cka-groups",
         dict.fromkeys((GROUPS[group] for group in groups), ".3f"),
     )
     return section
+
+
+def _by_chance(study: Study, names: Sequence[str]) -> float:
+    """Linear CKA of independent normal representations, for the fewest images and the most dimensions of the study."""
+    images, dimensions = np.array([study.stored[name][study.reference].shape for name in names]).T
+    return dimensions.max() / (images.min() + dimensions.max())
 
 
 def _mean(study: Study, found: Mapping[tuple[str, str], float | None], groups: set[str]) -> float | None:

@@ -8,7 +8,10 @@ the lines, and the scatter of the five shifts. With ``--accuracies``, does it fo
 """
 
 import dataclasses
+import html
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,24 +29,24 @@ from jaxclip.accuracies import Accuracies, published_accuracies, read_accuracies
 from jaxclip.analysis import SHIFTS, EffectiveRobustness, effective_robustness, predicted_accuracy
 from jaxclip.analysis.robustness import XAxis, x_column
 from jaxclip.errors import InputError
-from jaxclip.sections import Section, title
+from jaxclip.sections import Section, group_color, group_label, title
 
 TITLES = {shift: title(shift) for shift in SHIFTS}
 MARKERS = {"RN50": "o", "RN101": "s", "ViT-B-32": "^", "ViT-B-16": "D", "ViT-L-14": "P", "ViT": "^", "ResNet": "s"}
-USER = "your models"
+USER, OTHERS = "your models", "others"
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Models to show: their accuracies, and what gives each its colour (training set) and marker (backbone)."""
+    """Models to show: their accuracies, and what gives each its colour (the kind) and marker (the backbone)."""
 
     accuracies: Accuracies
-    training_sets: tuple[str, ...]
+    kinds: tuple[str, ...]
     backbones: tuple[str, ...]
 
 
 def registry_models() -> Group:
-    """The registry's checkpoints whose accuracies open_clip publishes, in the registry's order."""
+    """The registry's checkpoints whose accuracies open_clip publishes, in its order; kinds are training sets."""
     table = published_accuracies()
     entries = [entry for entry in registry.table() if entry.results is not None]
     rows = [table.models.index("/".join(entry.results or ())) for entry in entries]
@@ -97,7 +100,7 @@ def models_table(section: Section, group: Group, result: EffectiveRobustness) ->
         [
             [
                 model,
-                group.training_sets[i],
+                group.kinds[i],
                 group.accuracies.columns["imagenet"][i],
                 er.get(model),
                 *(result.shift[shift][i] for shift in SHIFTS),
@@ -141,6 +144,7 @@ def scatter(
     name: str,
     baselines: Mapping[str, Float[np.ndarray, " b"]] | None = None,
     reference: str = "ImageNet",
+    kinds: str = "training set",
 ) -> None:
     """Accuracy under each shift over ImageNet accuracy, on logit axes, with the baselines, their line, y = x.
 
@@ -152,9 +156,11 @@ def scatter(
         name: Of the figure.
         baselines: Accuracies of the standard models, by column; None for the ImageNet testbed's.
         reference: What the set that stands for ImageNet is called.
+        kinds: What the models' kinds are.
     """
     base = standard_models().columns if baselines is None else baselines
-    colors = {name: report.SERIES[i % len(report.SERIES)] for i, name in enumerate(_ordered(groups, "training_sets"))}
+    names = _names([kind for group in groups for kind in group.kinds])
+    colors = {kind: report.INK if kind == USER else group_color(name, names) for kind, name in names.items()}
     with report.style():
         rows = len(result.fits) // 3 + 1
         figure = Figure(figsize=(report.WIDE, 2.5 * rows))
@@ -166,22 +172,31 @@ def scatter(
             axes.set_ylabel("accuracy under shift (%)")
         for axes in panels[-3:]:
             axes.set_xlabel(f"{reference} accuracy{', the shift’s classes' if x == 'subset' else ''} (%)")
-        _legend(corner, groups, colors)
+        shown = {group_label(names[kind]): color for kind, color in colors.items()}
+        _legend(corner, kinds, shown, _ordered(group.backbones for group in groups))
         for axes in rest:
             axes.axis("off")
     above, known = int((result.mean > 0).sum()), int(np.isfinite(result.mean).sum())
     section.figure(
         figure,
-        f"Accuracy under shift over {reference} accuracy, on logit axes. Grey: the standard models, with their line; "
-        "models above it are effectively robust.",
+        f"Accuracy under shift over {html.escape(reference)} accuracy, on logit axes. Grey: the standard models, with "
+        "their line; models above it are effectively robust."
+        + (f" Others: where a {kinds} has the fewest models." if OTHERS in shown else ""),
         f"{above} of {known} models have a positive mean effective robustness.",
         name,
     )
 
 
-def _ordered(groups: Sequence[Group], field: str) -> list[str]:
-    """The different values of a field, in the order in which they come."""
-    return list(dict.fromkeys(name for group in groups for name in getattr(group, field)))
+def _names(kinds: Sequence[str]) -> dict[str, str]:
+    """From each kind the name that gives it its colour: its own, or of more kinds than colours one for the rarest."""
+    counts = Counter(kind for kind in kinds if kind != USER)
+    common = counts if len(counts) <= len(report.SERIES) else dict(counts.most_common(len(report.SERIES) - 1))
+    return {kind: kind if kind in common or kind == USER else OTHERS for kind in _ordered([kinds])}
+
+
+def _ordered(found: Iterable[Sequence[str]]) -> list[str]:
+    """The different ones, in the order in which they come."""
+    return list(dict.fromkeys(itertools.chain(*found)))
 
 
 def _logit(accuracy: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -216,7 +231,7 @@ def _panel(
         for i in range(len(group.accuracies.models) if shift in columns else 0):
             marker = MARKERS.get(group.backbones[i], "*" if group.backbones[i] == USER else "X")
             style: dict[str, Any] = {
-                "color": colors[group.training_sets[i]],
+                "color": colors[group.kinds[i]],
                 "edgecolors": report.PAPER,
                 "linewidths": 0.4,
             }
@@ -244,32 +259,47 @@ def _percent_ticks(axis: Axis, low: float, high: float) -> None:
     axis.set_ticks(places[chosen], [f"{percent[i]:g}" for i in chosen])
 
 
-def _legend(axes: Axes, groups: Sequence[Group], colors: dict[str, str]) -> None:
-    """Fills the panel after the last with what colours, markers and lines mean."""
+def _legend(axes: Axes, kinds: str, colors: Mapping[str, str], backbones: Sequence[str]) -> None:
+    """Fills the panel after the last with what colours, markers and lines mean: one legend of two columns."""
     axes.axis("off")
     dot: dict[str, Any] = {"linestyle": "none", "markeredgewidth": 0}
     sets = [
-        Line2D([], [], marker="*" if name == USER else "o", color=color, **dot, label=name)
+        Line2D(
+            [],
+            [],
+            marker="*" if name == USER else "o",
+            markersize=7 if name == USER else None,
+            color=color,
+            **dot,
+            label=name,
+        )
         for name, color in colors.items()
     ]
-    names = [name for name in _ordered(groups, "backbones") if name != USER]
+    names = [name for name in backbones if name != USER]
     known = [name for name in names if name in MARKERS]
     shapes = [Line2D([], [], marker=MARKERS[name], color=report.MUTED, **dot, label=name) for name in known]
     if len(known) < len(names):
-        shapes.append(Line2D([], [], marker="X", color=report.MUTED, **dot, label="others"))
+        shapes.append(Line2D([], [], marker="X", color=report.MUTED, **dot, label=OTHERS))
     lines = [
         Line2D([], [], marker="o", markersize=3, alpha=0.5, color=report.MUTED, **dot, label="standard models"),
         Line2D([], [], color=report.INK, linewidth=1.1, label="their line"),
         Line2D([], [], color=report.MUTED, linewidth=0.8, dashes=(4, 3), label="y = x"),
     ]
-    places = (("pretraining set", sets, (0, 1)), ("backbone", shapes, (0.55, 1)), ("baseline", lines, (0, 0.34)))
-    for heading, handles, corner in places:
-        if handles:
-            legend = axes.legend(
-                handles=handles, title=heading, loc="upper left", bbox_to_anchor=corner, alignment="left"
-            )
-            legend.get_title().set_fontweight("bold")
-            axes.add_artist(legend)
+    headings = {"baseline", kinds, "backbone"}
+    left = [_entry("baseline"), *lines, _entry(""), *([_entry(kinds), *sets] if sets else [])]
+    right = [_entry("backbone"), *shapes] if shapes else []
+    blanks = [_entry("")] * (len(left) - len(right) if right else 0)
+    legend = axes.legend(
+        handles=[*left, *right, *blanks], ncols=2 if right else 1, loc="upper left", bbox_to_anchor=(-0.08, 1.05),
+        columnspacing=0.5, handlelength=1.5, handletextpad=0.5, borderpad=0,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_fontweight("bold" if text.get_text() in headings else "normal")
+
+
+def _entry(text: str) -> Line2D:
+    """A line of a legend without a mark."""
+    return Line2D([], [], linestyle="none", label=text)
 
 
 if __name__ == "__main__":

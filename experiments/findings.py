@@ -89,7 +89,7 @@ def _correlation(study: Study) -> Verdict:
     points = kurtosis_vs_er.both(study)
     if len(points) < 3:
         return NOT_RUN
-    kurtosis, er = np.array(list(points.values())).T
+    kurtosis, er = kurtosis_vs_er.values(points)
     found = kurtosis_vs_er.rank_correlation(kurtosis, er, study.options.seed)
     said = f"ρ = {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] over {found.models} models"
     return Verdict(found.low > 0, said)

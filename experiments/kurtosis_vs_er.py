@@ -3,6 +3,7 @@
 python -m experiments.kurtosis_vs_er --config experiments/configs/paper.py
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,10 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata, spearmanr
 
 from experiments import study as studies
+from experiments.effective_robustness import mean_robustness
 from experiments.study import Study
 from jaxclip import report
-from jaxclip.sections import GROUPS, Section
+from jaxclip.sections import Section, group_color, group_label, group_legend, kurtosis_of, plain_ticks
 
 SAMPLES = 10_000
 
@@ -33,23 +35,26 @@ def run(study: Study) -> Section:
     points = both(study)
     if not studies.note_missing(section, study, points, [study.reference, *study.shifts]):
         return section
-    x, y = np.array(list(points.values())).T
+    x, y = values(points)
     with report.style():
         fig = Figure(figsize=(report.WIDE, 3.2))
         ax = fig.subplots()
-        for group in dict.fromkeys(study.groups[name] for name in points):
-            mine = [study.groups[name] == group for name in points]
-            color = report.SERIES[list(GROUPS).index(group)]
-            ax.plot(x[mine], 100 * y[mine], "o", color=color, label=GROUPS[group])
+        for name, (kurtosis, er) in points.items():
+            group = study.groups[name]
+            color, percent = group_color(group, study.groups), 100 * np.array(er)
+            ax.plot([kurtosis.low, kurtosis.high], [percent[0]] * 2, color=color, linewidth=0.8, alpha=0.6)
+            ax.plot([kurtosis.value] * 2, percent[1:], color=color, linewidth=0.8, alpha=0.6)
+            ax.plot(kurtosis.value, percent[0], "o", color=color, label=group_label(group))
         ax.axhline(0, color=report.MUTED, linewidth=0.8, dashes=(3, 2))
         ax.set(xscale="log", xlabel="activation kurtosis", ylabel="effective robustness, points")
-        fig.legend(loc="outside upper left", ncols=4, handletextpad=0.2, columnspacing=1.4)
+        plain_ticks(ax.xaxis)
+        group_legend(fig, ax)
     found = rank_correlation(x, y, study.options.seed) if len(x) > 2 else None
     said = "" if found is None else f"ρ = {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
     section.figure(
         fig,
-        f"Activation kurtosis and mean effective robustness of {len(x)} models. Spearman’s "
-        f"{said or 'ρ needs three models'}.",
+        f"Activation kurtosis and mean effective robustness of {len(x)} models, each with its 95 % interval (over the "
+        f"images, and over the standard models). Spearman’s {said or 'ρ needs three models'}.",
         f"Kurtosis against effective robustness: {said or 'too few models for a correlation'}.",
         "kurtosis-vs-er",
     )
@@ -64,17 +69,22 @@ def run(study: Study) -> Section:
     return section
 
 
-def both(study: Study) -> dict[str, tuple[float, float]]:
-    """Kurtosis and mean effective robustness of the models that have both."""
+def both(study: Study) -> dict[str, tuple[report.Estimate, report.Estimate]]:
+    """Kurtosis and mean effective robustness, with their intervals, of the models that have both."""
     accuracies, activations = studies.accuracies(study), studies.activations(study)
     result = studies.robustness(study, accuracies)
     if result is None:
         return {}
     return {
-        name: (activations[name].kurtosis, float(er))
-        for name, er in zip(accuracies, result.mean, strict=True)
-        if not np.isnan(er) and activations[name].kurtosis is not None
+        name: (kurtosis_of(activations[name]), er)
+        for name, er in mean_robustness(accuracies, result).items()
+        if activations[name].kurtosis is not None
     }
+
+
+def values(points: Mapping[str, tuple[report.Estimate, report.Estimate]]) -> Float[np.ndarray, "2 m"]:
+    """The kurtosis of each model, and its effective robustness, without the intervals."""
+    return np.array([[estimate.value for estimate in pair] for pair in points.values()]).T
 
 
 def rank_correlation(x: Float[np.ndarray, " m"], y: Float[np.ndarray, " m"], seed: int) -> RankCorrelation:

@@ -5,7 +5,7 @@ python -m experiments.pruning --config experiments/configs/paper.py
 
 from experiments import study as studies
 from experiments.study import Study
-from jaxclip.sections import Section, pruning_figure, pruning_table
+from jaxclip.sections import Section, pruning_curves, pruning_figure, pruning_table
 
 
 def run(study: Study) -> Section:
@@ -16,6 +16,7 @@ def run(study: Study) -> Section:
         er = studies.pruned_robustness(study, found)
         pruning_figure(section, study.reference, study.shifts, found, study.groups, er)
         pruning_table(section, study.reference, study.shifts, found, er)
+        pruning_curves(section, found, er)
     return section
 
 

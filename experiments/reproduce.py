@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import tyro
-from rich.console import Console
+from rich.text import Text
 
 from experiments import (
     accuracy_and_er,
@@ -34,6 +34,7 @@ from experiments import study as studies
 from experiments.study import Experiment, Study
 from jaxclip import report
 from jaxclip.files import sha256
+from jaxclip.progress import console
 from jaxclip.sections import GROUPS, Section, title, write
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -66,12 +67,13 @@ def main(config: Path, out: Path = Path("report"), root: Path | None = None) -> 
 
 def show(study: Study, page: Path, compared: list[tuple[findings.Finding, findings.Verdict]]) -> None:
     """Prints what is missing, the comparison with the paper, and where the report is."""
-    console = Console()
+    terminal = console()
     absent = [row[0] for row in studies.missing(study) if all(n is None for n in row[4:])]
-    console.print(f"models with no representations: {len(absent)} of {len(study.models)}", ", ".join(absent), sep="\n")
+    terminal.print(f"models with no representations: {len(absent)} of {len(study.models)}", ", ".join(absent), sep="\n")
     for finding, verdict in compared:
-        console.print(f"[bold]{VERDICTS[verdict.agrees]:8}[/] {finding.paper} [dim]{verdict.found}[/]")
-    console.print(f"written: {page}")
+        said = VERDICTS[verdict.agrees]
+        terminal.print(Text.assemble((f"{said:8}", "bold"), f" {finding.paper} ", (verdict.found, "dim")))
+    terminal.print(f"written: {page}")
 
 
 def reproduce(

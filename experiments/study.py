@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import html
 import importlib.util
 import json
 import os
@@ -28,12 +29,12 @@ from jaxclip.data import imagenet_templates
 from jaxclip.datasets.named import Concepts
 from jaxclip.datasets.source import digest
 from jaxclip.datasets.subsets import plain_name
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, to_mend
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
 from jaxclip.model import load_model
 from jaxclip.progress import progress
-from jaxclip.sections import GROUPS, Section, title, write
+from jaxclip.sections import GROUPS, Section, some, title, write
 from jaxclip.store import MANIFEST, Representations, model_digest
 
 
@@ -212,11 +213,13 @@ def main(run: Callable[[Study], Section]) -> None:
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Prints an :class:`InputError` alone and exits with code 2, as the command line does."""
+    """Prints what a user has to mend, alone, and exits with code 2, as the command line does."""
     try:
         yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        if (said := to_mend(error)) is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -407,11 +410,10 @@ def note_missing(section: Section, study: Study, found: Mapping[str, Any], sets:
     absent = [model.name for model in study.models if model.name not in found]
     if absent:
         what = ", ".join(title(name) for name in sets)
-        some = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         section.text(
             report.notice(
-                f"Not run for {len(absent)} of {len(study.models)} models ({some}): their checkpoints or their "
-                f"representations of {what} are not there."
+                f"Not run for {len(absent)} of {len(study.models)} models ({html.escape(some(absent))}): their "
+                f"checkpoints or their representations of {html.escape(what)} are not there."
             )
         )
     return bool(found)

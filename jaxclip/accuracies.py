@@ -14,6 +14,8 @@ from jaxclip.analysis.robustness import COLUMNS, SHIFTS
 from jaxclip.data import read_bytes
 from jaxclip.errors import InputError
 
+PERCENT = ": divide percent by 100"
+
 
 @dataclasses.dataclass(frozen=True)
 class Accuracies:
@@ -84,11 +86,11 @@ def _parse(text: str, where: str) -> Accuracies:
             line = f"{where}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise InputError(f"{line}: not {len(header)} cells, as the header has")
-            if not row["model"].strip() or row["model"] in models:
-                raise InputError(f"{line}: the model's name {row['model']!r} is empty or stands twice")
-            models.append(row["model"])
-            for name, values in columns.items():
-                values.append(_cell(row[name], f"{line}, column {name}"))
+            if not (name := row["model"].strip()) or name in models:
+                raise InputError(f"{line}: the model's name {name!r} is empty or stands twice")
+            models.append(name)
+            for column, values in columns.items():
+                values.append(_cell(row[column], f"{line}, column {column}"))
     except csv.Error as error:
         raise InputError(f"{where}, line {reader.reader.line_num}: not CSV ({error})") from None
     if not models:
@@ -102,8 +104,9 @@ def _cell(text: str, where: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"{where}: {text!r} is not a number; leave the cell empty where accuracy is missing") from None
+        hint = PERCENT if text.rstrip().endswith("%") else "; leave the cell empty where accuracy is missing"
+        raise InputError(f"{where}: {text!r} is not a number{hint}") from None
     if not 0 <= value <= 1:
-        hint = ": divide percent by 100" if 1 < value <= 100 else ""
+        hint = PERCENT if 1 < value <= 100 else ""
         raise InputError(f"{where}: {text} is not an accuracy from 0 to 1{hint}")
     return value

@@ -85,6 +85,12 @@ class Options:
     def __post_init__(self):
         if list(self.fractions) != sorted({0.0, *self.fractions}) or self.fractions[-1] > 1:
             raise InputError(f"fractions are {self.fractions}: give shares that rise from 0 to at most 1")
+        if not self.outlier_threshold > 0:
+            raise InputError(f"outlier threshold is {self.outlier_threshold}: give a positive number")
+        if not 0 < self.concept_threshold <= 1:
+            raise InputError(f"concept threshold is {self.concept_threshold}: give one above 0 and at most 1")
+        if self.min_images < 1:
+            raise InputError(f"min images is {self.min_images}: give at least 1")
 
 
 class Head(NamedTuple):
@@ -610,7 +616,7 @@ def analyze_stored(
             that may be the reference.
     """
     found = _of_model(model, data)
-    labels = {k: s for k, s in found.items() if s.classes and k.partition("/")[0] != BRODEN}
+    labels = {k: found[k] for k in sorted(found, key=_place) if found[k].classes and k.partition("/")[0] != BRODEN}
     if not labels:
         where = ", ".join(map(str, data))
         raise InputError(
@@ -663,6 +669,11 @@ def by_set(stores: Iterable[Representations]) -> dict[str, Representations]:
                 "before the store, or move the other out of it"
             )
     return found
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Where a set stands in tables: the shifts in their order, then others by name."""
+    return (SHIFTS.index(name) if name in SHIFTS else len(SHIFTS), name)
 
 
 def _reference(labels: Mapping[str, Representations], data: Sequence[str | os.PathLike]) -> str:

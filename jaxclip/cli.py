@@ -1,7 +1,6 @@
 """The ``jaxclip`` command: one function for each subcommand, whose docstring is its help; heavy imports are inside."""
 
 import dataclasses
-import errno
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxclip.errors import InputError
+from jaxclip.errors import InputError, to_mend
 from jaxclip.files import cache_folder
 
 if TYPE_CHECKING:
@@ -234,6 +233,9 @@ def analyze(
     directions: Literal["head", "coordinates"] = "head",
     negatives: Literal["balanced", "all"] = "balanced",
     x: Literal["full", "subset"] = "full",
+    outlier_threshold: float = 6.0,
+    concept_threshold: float = 0.9,
+    min_images: int = 20,
     seed: int = 0,
 ) -> None:
     """Analyse one model from its stored representations: accuracy, outlier features, directions, pruning, concepts.
@@ -247,13 +249,26 @@ def analyze(
         directions: Where concepts are looked for: the head's singular directions, or the unit coordinates.
         negatives: What a concept's images are told from: as many others, or all others.
         x: What predicts accuracy under shift: ImageNet accuracy on all classes, or on the classes of each shift.
+        outlier_threshold: How far above the rest an outlier feature is, in standard deviations of an image's
+            activations.
+        concept_threshold: The least average precision at which a direction encodes a concept.
+        min_images: A concept in fewer pictures is not looked for.
         seed: Of the samples and the bootstrap intervals.
     """
     from jaxclip.analyze import Options, analyze_stored, save_json
     from jaxclip.model import load_model
     from jaxclip.sections import of_one, write
 
-    options = Options(importance=importance, directions=directions, negatives=negatives, x=x, seed=seed)
+    options = Options(
+        importance=importance,
+        outlier_threshold=outlier_threshold,
+        x=x,
+        directions=directions,
+        concept_threshold=concept_threshold,
+        negatives=negatives,
+        min_images=min_images,
+        seed=seed,
+    )
     result = analyze_stored(load_model(model), data, options, data_dir)
     sections = of_one(result)
     for section in sections:
@@ -507,23 +522,16 @@ def main(args: list[str] | None = None) -> int:
             args=args,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except InputError as error:
-        return _fail(str(error))
-    except (FileExistsError, NotADirectoryError) as error:
-        return _fail(f"{error.filename}: a folder is to be here, and a file is in the way: name another")
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno not in _USERS_TO_MEND:
+    except (InputError, OSError) as error:
+        if (said := to_mend(error)) is None:
             raise
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+        return _fail(said)
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def _keep_compiled() -> None:
@@ -582,10 +590,11 @@ def _print_bad(bad_images: "tuple[BadImage, ...]", consequence: str) -> None:
 
 
 def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from jaxclip.progress import console
 
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)

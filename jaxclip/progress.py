@@ -1,8 +1,11 @@
-"""Progress for long work: a bar with throughput and time left on a terminal, silence elsewhere."""
+"""What a terminal shows: progress of long work (a bar there, silence elsewhere), and the console of tables."""
 
 import contextlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Advance(Protocol):
@@ -10,6 +13,19 @@ class Advance(Protocol):
 
     def __call__(self, n: int, note: str = "") -> None:
         """``n`` units more are done; ``note`` is how it goes, for the end of the bar."""
+
+
+def console(width: int | None = None, stderr: bool = False) -> "Console":
+    """The terminal, to which brackets and colons in what a user named mean nothing.
+
+    Args:
+        width: Where it is no terminal; None for rich's own.
+        stderr: Standard error in the place of standard output.
+    """
+    from rich.console import Console
+
+    found = Console(markup=False, emoji=False, stderr=stderr)
+    return found if found.is_terminal or width is None else Console(markup=False, emoji=False, width=width)
 
 
 @contextlib.contextmanager
@@ -21,12 +37,11 @@ def progress(description: str, total: int | None, unit: str = "images") -> Itera
         total: How many units the work has, or None where that is not known.
         unit: What is counted, for the throughput ("images/s").
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    terminal = console(stderr=True)
+    if not terminal.is_terminal:
         yield lambda n, note="": None
         return
 
@@ -36,13 +51,13 @@ def progress(description: str, total: int | None, unit: str = "images") -> Itera
             return Text("" if speed is None else f"{speed:,.1f} {unit}/s")
 
     columns = (
-        "[bold]{task.description}",
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(""),
         TimeRemainingColumn(),
-        "{task.fields[note]}",
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=terminal) as bar:
         task = bar.add_task(description, total=total, note="")
         yield lambda n, note="": bar.update(task, advance=n, note=note)

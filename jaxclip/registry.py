@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jaxclip.config import ModelConfig, Preprocess, from_open_clip
 from jaxclip.data import read_json
 from jaxclip.errors import InputError
+from jaxclip.progress import console
 
 Group = Literal["zero-shot", "less-robust", "fine-tuned", "supervised"]
 QUICK_GELU = "-quickgelu"
@@ -110,7 +111,6 @@ def model_config(name: str | os.PathLike) -> ModelConfig:
 
 def print_table() -> None:
     """Prints the registry, grouped, for ``jaxclip models``."""
-    from rich.console import Console
     from rich.table import Table
 
     columns = ("name", "training set", "pixels", "activation", "licence", "where")
@@ -120,13 +120,12 @@ def print_table() -> None:
         column.no_wrap = column.header in ("pixels", "activation", "licence")
     for group, entries in itertools.groupby(table(), lambda entry: entry.group):
         grid.add_section()
-        grid.add_row(f"[bold]{group}")
+        grid.add_row(group, style="bold")
         for entry in entries:
             name = entry.name + (" *" if entry.paper else "")
             pixels = str(entry.pixels.size)
             grid.add_row(name, entry.training_set, pixels, entry.activation, entry.licence, _where(entry))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(grid)
+    console(width=160).print(grid)
 
 
 def _where(entry: Entry) -> str:

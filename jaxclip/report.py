@@ -164,6 +164,12 @@ def table(
     )
 
 
+def download(columns: Sequence[str], rows: Sequence[Sequence[Cell]], text: str, name: str) -> str:
+    """A table that is too long to show, as CSV behind a line of HTML; arguments as for :func:`table`."""
+    link = _download(csv_text(columns, rows), "text/csv", f"{name}.csv", "CSV")
+    return f'<p>{text} <span class="downloads">{link}</span></p>'
+
+
 def picture(pixels: UInt8[np.ndarray, "H W 3"], alt: str, note: str = "") -> str:
     """A picture as a lossless PNG, for :func:`gallery`, with a short note (HTML) under it."""
     buffer = io.BytesIO()
@@ -311,9 +317,29 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     "–": "--",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "…": r"\dots{}",
+    "−": "$-$",
     "±": r"$\pm$",
     "×": r"$\times$",
+    "·": r"$\cdot$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "√": r"$\surd$",
+    "²": "$^2$",
+    "ρ": r"$\rho$",
+    "σ": r"$\sigma$",
+    "κ": r"$\kappa$",
+    "‖": r"$\Vert$",
+    "→": r"$\to$",
+    "⟨": r"$\langle$",
+    "⟩": r"$\rangle$",
 }
 
 

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-from rich.console import Console
 from rich.table import Table
 
 from jaxclip import report
@@ -20,6 +19,7 @@ from jaxclip.analysis import SHIFTS
 from jaxclip.analyze import BASELINES, STEADY, Activations, Analysis, ConceptSummary, Directions, Pruning
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
+from jaxclip.progress import console
 
 GROUPS = {
     "zero-shot": "zero-shot CLIP",
@@ -55,6 +55,7 @@ class Section:
         blocks: HTML, in order.
         tables: From each table's name, its columns, rows and formats.
         figures: From each figure's name, the figure.
+        downloads: From each name of a table that is too long to show, its columns and rows.
     """
 
     title: str
@@ -63,6 +64,9 @@ class Section:
         default_factory=dict
     )
     figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
+    downloads: dict[str, tuple[Sequence[str], Sequence[Sequence[report.Cell]]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def text(self, block: str) -> None:
         """Adds HTML."""
@@ -81,6 +85,12 @@ class Section:
         self.tables[name] = columns, cells, formats or {}
         self.blocks.append(report.table(columns, cells, caption, name, formats))
 
+    def download(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], text: str, name: str) -> None:
+        """Adds a table that is too long to show, see :func:`jaxclip.report.download`."""
+        cells = [[_cell(x) for x in row] for row in rows]
+        self.downloads[name] = columns, cells
+        self.blocks.append(report.download(columns, cells, text, name))
+
     def figure(self, fig: Figure, caption: str, alt: str, name: str) -> None:
         """Adds a figure, see :func:`jaxclip.report.figure`."""
         self.figures[name] = fig
@@ -88,32 +98,46 @@ class Section:
 
     def print(self) -> None:
         """Prints the tables."""
-        console = Console()
-        console = console if console.is_terminal else Console(width=200)
+        terminal = console(width=200)
         for name, (columns, rows, formats) in self.tables.items():
             grid = Table(*columns, title=f"{self.title}: {name}", title_justify="left")
             for row in rows:
                 grid.add_row(
                     *(" ".join(report.shown(x, formats.get(c, ""))) for c, x in zip(columns, row, strict=True))
                 )
-            console.print(grid)
+            terminal.print(grid)
 
 
 def write(out: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Writes ``index.html``, and beside it ``tables/*.csv`` and ``figures/*.png``; returns the page."""
+    """Writes ``index.html``, and beside it ``tables/*.csv`` and ``figures/*.png``; returns the page.
+
+    Other files of these two kinds there, which an earlier report left, are removed.
+    """
+    written = set()
     for section in sections:
-        for name, (columns, rows, _) in section.tables.items():
-            with new_file(out / "tables" / f"{name}.csv", newline="", encoding="utf-8") as file:
+        shown = {name: (columns, rows) for name, (columns, rows, _) in section.tables.items()}
+        for name, (columns, rows) in (shown | section.downloads).items():
+            written.add(path := out / "tables" / f"{name}.csv")
+            with new_file(path, newline="", encoding="utf-8") as file:
                 file.write(report.csv_text(columns, rows))
         for name, fig in section.figures.items():
-            with report.style(), new_file(out / "figures" / f"{name}.png", "wb") as file:
+            written.add(path := out / "figures" / f"{name}.png")
+            with report.style(), new_file(path, "wb") as file:
                 fig.savefig(file, format="png", dpi=200, facecolor="white")
     with new_file(out / "index.html", encoding="utf-8") as file:
         file.write(report.page(title, lead, {section.title: section.blocks for section in sections}))
+    for path in {*out.glob("tables/*.csv"), *out.glob("figures/*.png")} - written:
+        path.unlink()
     return out / "index.html"
 
 
 # --- of any number of models, by name --------------------------------------------------------------------------------
+
+
+def kurtosis_of(a: Activations) -> report.Estimate:
+    """Kurtosis with its 95 % interval over the images; NaN where there is none."""
+    value, margin = _value(a.kurtosis), 1.96 * _value(a.standard_error)
+    return report.Estimate(value, value - margin, value + margin)
 
 
 def kurtosis_table(section: Section, found: Mapping[str, Activations], about: Mapping[str, Sequence[str]]) -> None:
@@ -125,13 +149,9 @@ def kurtosis_table(section: Section, found: Mapping[str, Activations], about: Ma
         about: What else to say of each model: its group, or nothing.
     """
     rows = []
-    for model, a in found.items():
-        margin = 1.96 * (np.nan if a.standard_error is None else a.standard_error)
-        interval = (
-            a.kurtosis if np.isnan(margin) else report.Estimate(a.kurtosis, a.kurtosis - margin, a.kurtosis + margin)
-        )
-        rows.append([model, *about[model], len(a.share), interval, len(a.outliers), a.images, a.constant])
-    rows.sort(key=lambda row: -_value(row[-4]))
+    for model in sorted(found, key=lambda model: _rank(found[model].kurtosis), reverse=True):
+        a = found[model]
+        rows.append([model, *about[model], len(a.share), kurtosis_of(a), len(a.outliers), a.images, a.constant])
     section.table(
         ["Model", *_about(about), "Features", "Kurtosis", "Outlier features", "Images", "Constant"],
         rows,
@@ -144,37 +164,44 @@ def kurtosis_table(section: Section, found: Mapping[str, Activations], about: Ma
 
 
 def kurtosis_figure(section: Section, found: Mapping[str, Activations], groups: Mapping[str, str]) -> None:
-    """Kurtosis of every model, sorted."""
-    ranked = sorted(found, key=lambda model: _value(found[model].kurtosis))
-    values = [_value(found[model].kurtosis) for model in ranked]
+    """Kurtosis of every model, sorted; those that have none are the lowest."""
+    ranked = sorted(found, key=lambda model: _rank(found[model].kurtosis))
+    estimates = [kurtosis_of(found[model]) for model in ranked]
     with report.style():
         fig = Figure(figsize=(report.WIDE, 0.9 + 0.17 * len(ranked)))
         ax = fig.subplots()
-        for i, model in enumerate(ranked):
-            ax.plot([3, values[i]], [i, i], color=_color(groups[model], groups), linewidth=1, alpha=0.5)
-            ax.plot(values[i], i, "o", color=_color(groups[model], groups), label=_label(groups[model]))
+        for i, (model, (value, low, high)) in enumerate(zip(ranked, estimates, strict=True)):
+            color = group_color(groups[model], groups)
+            ax.plot([3, value], [i, i], color=color, linewidth=1, alpha=0.5)
+            ax.plot(value, i, "o", color=color, label=group_label(groups[model]))
+            ax.plot([low, high], [i, i], "|-", color=color)
         ax.axvline(3, color=report.MUTED, linewidth=0.8, dashes=(3, 2))
         ax.set(xlabel="activation kurtosis (normal activations: 3)", yticks=range(len(ranked)), yticklabels=ranked)
         ax.set_xscale("log")
-        _plain_ticks(ax.xaxis)
+        plain_ticks(ax.xaxis)
         ax.grid(axis="y", visible=False)
-        _legend(fig, ax)
-        alt = _by_group("kurtosis", dict(zip(ranked, values, strict=True)), groups)
-        section.figure(fig, "Activation kurtosis of each model, on a logarithmic axis.", alt, "kurtosis")
+        group_legend(fig, ax)
+        alt = _by_group("kurtosis", {m: found[m].kurtosis for m in ranked}, groups)
+        section.figure(
+            fig,
+            "Activation kurtosis of each model with its 95 % interval (over the images), on a logarithmic axis.",
+            alt,
+            "kurtosis",
+        )
 
 
 def outlier_table(section: Section, found: Mapping[str, Activations]) -> None:
     """The most frequent outlier features of each model."""
     rows = []
     for model, a in found.items():
-        mean_abs, typical = np.array(a.mean_abs), np.median(a.mean_abs)
+        relative = np.array(a.mean_abs) / _typical(a)
         for i in a.outliers[:5] or [int(np.argmax(a.share))]:
-            rows.append([model, i, a.share[i], mean_abs[i], mean_abs[i] / typical if typical else None])
+            rows.append([model, i, a.share[i], a.mean_abs[i], relative[i]])
     section.table(
         ["Model", "Feature", "Share of images", "Mean |h|", "Over the median feature"],
         rows,
         "The five most frequent outlier features of each model (the most frequent feature, where none is above the "
-        f"threshold in {STEADY:.0%} of the images).",
+        f"threshold in {STEADY:.0%} of the images). The median is over the features that are not always 0.",
         "outlier-features",
         {"Share of images": ".1%", "Mean |h|": ".3g", "Over the median feature": ".1f"},
     )
@@ -185,7 +212,7 @@ def outlier_figure(section: Section, found: Mapping[str, Activations], groups: M
     sizes = {}
     for model, a in found.items():
         mean_abs = np.array(a.mean_abs)
-        sizes[model] = np.sort(mean_abs / np.median(mean_abs))[::-1]
+        sizes[model] = np.sort(mean_abs[mean_abs > 0] / _typical(a))[::-1]
     with report.style():
         fig = Figure(figsize=(report.WIDE, 2.7))
         left, right = fig.subplots(1, 2)
@@ -195,13 +222,13 @@ def outlier_figure(section: Section, found: Mapping[str, Activations], groups: M
         _lines(right, {m: (np.arange(1, len(y) + 1), y) for m, y in shares.items()}, groups)
         right.set(xlabel="feature, by share", ylabel="images where it is an outlier, %", xscale="log", ylim=(0, 102))
         for axis in (left.xaxis, left.yaxis, right.xaxis):
-            _plain_ticks(axis)
-        _legend(fig, left)
-        alt = _by_group("largest feature over the median one", {m: y[0] for m, y in sizes.items()}, groups)
+            plain_ticks(axis)
+        group_legend(fig, left)
+        alt = _by_group("largest feature over the median one", {m: y[0] for m, y in sizes.items() if y.size}, groups)
         section.figure(
             fig,
-            "Features by their mean magnitude over that of the median feature (left), and by the share of images where "
-            "they are outliers (right). A line is a model.",
+            "Features by their mean magnitude over that of the median feature (left; without those that are always 0), "
+            "and by the share of images where they are outliers (right). A line is a model.",
             alt,
             "outlier-features",
         )
@@ -220,9 +247,9 @@ def importance_figure(section: Section, found: Mapping[str, Directions], groups:
         _lines(ax, curves, groups)
         ax.set(xlabel="direction, by importance", ylabel="importance / mean", xscale="log", yscale="log")
         ax.set_ylim(bottom=max(1e-3, ax.get_ylim()[0]))
-        _plain_ticks(ax.xaxis)
-        _plain_ticks(ax.yaxis)
-        _legend(fig, ax)
+        plain_ticks(ax.xaxis)
+        plain_ticks(ax.yaxis)
+        group_legend(fig, ax)
         alt = _by_group("largest importance over the mean", {m: d.max_over_mean for m, d in found.items()}, groups)
         section.figure(
             fig,
@@ -299,6 +326,7 @@ def pruning_figure(
         if model in er and not np.isnan(er[model]).all():
             robust[model] = across, 100 * np.asarray(er[model])
     drawn = {name: curves for name, curves in panels.items() if curves}
+    lacking = [model for model in found if any(model not in curves for curves in drawn.values())]
     with report.style():
         fig = Figure(figsize=(report.WIDE if len(drawn) > 1 else report.COLUMN, 2.7))
         axes = fig.subplots(1, len(drawn), squeeze=False)[0]
@@ -306,13 +334,14 @@ def pruning_figure(
             _lines(ax, curves, groups)
             ax.axvline(80, color=report.MUTED, linewidth=0.8, dashes=(3, 2))
             ax.set(xlabel="directions pruned, %", title=name, xlim=(0, 100))
-        _legend(fig, axes[0])
+        group_legend(fig, axes[0])
         lost = {m: y[0] - p.at(y, 0.8) for m, p in found.items() for y in [100 * np.array(p.accuracy[reference])]}
         alt = _by_group(f"points of {title(reference)} accuracy lost with 80 % pruned", lost, groups)
         section.figure(
             fig,
             "What is left as the least important directions of the head are set to zero. A line is a model; the dashed "
-            "line is at 80 %, up to which the paper finds little loss.",
+            "line is at 80 %, up to which the paper finds little loss."
+            + (f" Not in every panel, since a shift is missing: {html.escape(some(lacking))}." if lacking else ""),
             alt,
             "pruning",
         )
@@ -343,15 +372,31 @@ def pruning_table(
     )
 
 
+def pruning_curves(section: Section, found: Mapping[str, Pruning], er: Mapping[str, Any]) -> None:
+    """Every number of the curves, to take away."""
+    sets = dict.fromkeys(name for p in found.values() for name in p.accuracy)
+    rows = []
+    for model, p in found.items():
+        missing = [np.nan] * len(p.fractions)
+        curves = [*(p.accuracy.get(name, missing) for name in sets), er.get(model, missing)]
+        rows += [[model, *row] for row in zip(p.fractions, *curves, strict=True)]
+    section.download(
+        ["Model", "Share pruned", *map(title, sets), "ER"],
+        rows,
+        "Accuracy on each set, and effective robustness, for every share of the directions pruned.",
+        "pruning-curves",
+    )
+
+
 def concept_table(section: Section, found: Mapping[str, ConceptSummary], about: Mapping[str, Sequence[str]]) -> None:
     """Unique concepts and polysemanticity beside what chance finds."""
-    one = _first(found)
+    one, each = _first(found), ["Concepts each", "Each, random", "Each, permuted"]
     rows = [
         [
             model,
             *about[model],
             *(c.unique[kind] for kind in BASELINES),
-            c.polysemanticity["directions"],
+            *(c.polysemanticity[kind] for kind in BASELINES),
             c.tested,
             c.skipped,
         ]
@@ -364,7 +409,7 @@ def concept_table(section: Section, found: Mapping[str, ConceptSummary], about: 
             "Unique concepts",
             "Random directions",
             "Permuted labels",
-            "Concepts each",
+            *each,
             "Tested",
             "Skipped",
         ],
@@ -372,9 +417,10 @@ def concept_table(section: Section, found: Mapping[str, ConceptSummary], about: 
         f"How many concepts some direction encodes: telling images with it with an average precision of at least "
         f"{one.threshold:g}. Beside it, how many as many random directions encode, and how many the directions encode "
         "of the same concepts dealt to other images. Concepts each (polysemanticity): mean over the directions that "
-        f"encode at least one. Skipped: concepts in fewer than {one.min_images} images, or in all.",
+        "encode at least one, and the same of both kinds of chance; a dash where none does. Skipped: concepts in fewer "
+        f"than {one.min_images} images, or in all.",
         "concept-counts",
-        {"Concepts each": ".2f"},
+        dict.fromkeys(each, ".2f"),
     )
 
 
@@ -393,7 +439,7 @@ def concept_figure(section: Section, found: Mapping[str, ConceptSummary], groups
         _lines(right, {m: (*_share_with_more(c.per_direction),) for m, c in found.items()}, groups)
         right.set(xlabel="concepts, or more", ylabel="directions that encode them, %", ylim=(0, None))
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(fig, left)
+        group_legend(fig, left)
         alt = _by_group("unique concepts", {m: c.unique["directions"] for m, c in found.items()}, groups)
         section.figure(
             fig,
@@ -528,6 +574,7 @@ def of_one(analysis: Analysis) -> list[Section]:
     shifts = others if robust is None else [name for name in SHIFTS if name in others]
     pruning_figure(pruning, analysis.reference, shifts, pruned, groups, er_pruned)
     pruning_table(pruning, analysis.reference, shifts, pruned, er_pruned)
+    pruning_curves(pruning, pruned, er_pruned)
     sections = [first, kurtosis, importance, pruning]
     if analysis.concepts is not None:
         section = Section("Concepts")
@@ -539,15 +586,19 @@ def of_one(analysis: Analysis) -> list[Section]:
         "Model": name,
         "Head": analysis.head,
         "Representations": ", ".join(f"{k}: {key}" for k, key in analysis.stores.items()),
-        "Seed": analysis.options.seed,
         **{
             k.replace("_", " ").capitalize(): v
             for k, v in dataclasses.asdict(analysis.options).items()
-            if isinstance(v, str | float)
+            if not isinstance(v, tuple)
         },
         **report.environment(),
     }
     return [*sections, Section("Provenance", [report.provenance(facts)])]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three of several names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def title(name: str) -> str:
@@ -587,6 +638,8 @@ def _first(found: Mapping[str, Any]) -> Any:
 
 
 def _cell(x: Any) -> report.Cell:
+    if isinstance(x, report.Estimate) and np.isnan([x.low, x.high]).any():
+        x = x.value
     if isinstance(x, float | np.floating):
         return None if np.isnan(x) else float(x)
     return int(x) if isinstance(x, np.integer) else x
@@ -598,6 +651,17 @@ def _value(x: Any) -> float:
     return np.nan if x is None else float(x)
 
 
+def _rank(x: Any) -> float:
+    """A number to sort by: the least of all where there is none."""
+    return -np.inf if np.isnan(value := _value(x)) else value
+
+
+def _typical(a: Activations) -> float:
+    """The median mean magnitude of the features that are not always 0; NaN where all are."""
+    there = np.array([m for m in a.mean_abs if m > 0])
+    return float(np.median(there)) if there.size else np.nan
+
+
 def _estimate(a: Accuracy | None) -> report.Estimate | None:
     return None if a is None else report.Estimate(a.value, a.low, a.high)
 
@@ -607,13 +671,14 @@ def _share_with_more(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return at_least, 100 * (np.array(counts)[None] >= at_least[:, None]).mean(1)
 
 
-def _color(group: str, groups: Mapping[str, str]) -> str:
+def group_color(group: str, groups: Mapping[str, str]) -> str:
     """The paper's groups have each its own; other groups are numbered."""
     order = GROUPS if group in GROUPS else dict.fromkeys(groups.values())
     return report.SERIES[list(order).index(group) % len(report.SERIES)]
 
 
-def _label(group: str) -> str:
+def group_label(group: str) -> str:
+    """What a group is called in print."""
     return GROUPS.get(group, group)
 
 
@@ -624,14 +689,14 @@ def _lines(ax: Axes, curves: Mapping[str, tuple[Any, Any]], groups: Mapping[str,
         ax.plot(
             x,
             y,
-            color=_color(group, groups),
+            color=group_color(group, groups),
             linewidth=1.4 if few else 0.9,
             alpha=1 if few else 0.75,
-            label=_label(group),
+            label=group_label(group),
         )
 
 
-def _legend(fig: Figure, ax: Axes) -> None:
+def group_legend(fig: Figure, ax: Axes) -> None:
     """One entry for each label, the groups in their order, above the figure."""
     found = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     names = sorted(found, key=lambda name: [*GROUPS.values(), name].index(name))
@@ -639,7 +704,7 @@ def _legend(fig: Figure, ax: Axes) -> None:
     fig.legend(handles, names, loc="outside upper left", ncols=4, handletextpad=0.4, columnspacing=1.4)
 
 
-def _plain_ticks(axis: Axis) -> None:
+def plain_ticks(axis: Axis) -> None:
     """Of a logarithmic axis: 1, 3, 10, 30, … in digits."""
     axis.set_major_locator(LogLocator(subs=(1, 3)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -653,6 +718,6 @@ def _by_group(what: str, values: Mapping[str, float], groups: Mapping[str, str])
         mine = [v for model, v in values.items() if groups[model] == group and not np.isnan(_value(v))]
         if mine:
             parts.append(
-                f"{_label(group)}: {np.median(mine):.3g}" + (f" (median of {len(mine)})" if len(mine) > 1 else "")
+                f"{group_label(group)}: {np.median(mine):.3g}" + (f" (median of {len(mine)})" if len(mine) > 1 else "")
             )
     return f"{what[0].upper()}{what[1:]}. {'; '.join(parts)}."

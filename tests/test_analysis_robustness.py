@@ -10,9 +10,11 @@ import pytest
 from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
 from scipy import stats
 
 from experiments import effective_robustness as experiment
+from jaxclip import report
 from jaxclip.accuracies import published_accuracies, read_accuracies, standard_models
 from jaxclip.analysis import SHIFTS, effective_robustness, predicted_accuracy
 from jaxclip.errors import InputError
@@ -175,7 +177,12 @@ def test_bad_tables():
         ("model,imagenet,imagenet_v2\na,0.5\n", "line 2: not 3 cells"),
         ("model,imagenet,imagenet_v2\na,0.5,0.5,0.5\n", "line 2: not 3 cells"),
         ("model,imagenet,imagenet_v2\na,0.5,0.5\na,0.5,0.5\n", "line 3: the model's name 'a' is empty or stands twice"),
-        ("model,imagenet,imagenet_v2\na,0.5,63 %\n", "line 2, column imagenet_v2: '63 %' is not a number"),
+        (
+            "model,imagenet,imagenet_v2\na,0.5,63 %\n",
+            "line 2, column imagenet_v2: '63 %' is not a number: divide percent by 100",
+        ),
+        ("model,imagenet,imagenet_v2\na,0.5,x\n", "'x' is not a number; leave the cell empty"),
+        ("model,imagenet,imagenet_v2\na,0.5,0.5\n a ,0.5,0.5\n", "line 3: the model's name 'a' is empty or stands"),
         ("model,imagenet,imagenet_v2\na,0.5,63\n", "63 is not an accuracy from 0 to 1: divide percent by 100"),
         ("model,imagenet,imagenet_v2\na,0.5,nan\n", "nan is not an accuracy"),
         ('model,"imagenet,imagenet_v2\na,0.5,0.5\n', r"line 2: not CSV \(unexpected end of data\)"),
@@ -213,6 +220,31 @@ def test_experiment_for_a_user_s_models(tmp_path):
     _, lines, _ = section.tables["lines"]
     assert [tuple(line[1:]) for line in lines] == list(found.fits.values())
     assert len(section.figures["effective-robustness"].axes) == 6, "five panels and the legend"
+
+
+def test_a_user_s_models_have_a_colour_of_their_own(tmp_path):
+    """They are ink, which no training set has; more sets than colours share one, and it is said."""
+    file = tmp_path / "my.csv"
+    file.write_text("model,imagenet,imagenet_v2\nmine,0.7,0.65\n")
+    figure = experiment.run(file).figures["effective-robustness"]
+    points = {to_hex(points.get_facecolor()[0]): points for points in figure.axes[0].collections}
+    np.testing.assert_allclose(points[report.INK].get_offsets(), [[logit(0.7), logit(0.65)]], rtol=1e-6)
+    many = [f"set {i}" for i in range(8) for _ in range(10 - i)]
+    names = experiment._names(many)
+    assert set(names.values()) == {*(f"set {i}" for i in range(5)), "others"}
+
+
+def test_the_legend_is_whole(tmp_path):
+    """All that is named in it is within the figure and none of it over another, with every kind of model that is."""
+    file = tmp_path / "my.csv"
+    file.write_text("model,imagenet,imagenet_v2,imagenet_r,imagenet_sketch,objectnet,imagenet_a\nmine" + ",0.5" * 6)
+    figure = experiment.run(file).figures["effective-robustness"]
+    with report.style():
+        figure.canvas.draw()
+    boxes = [t.get_window_extent() for t in figure.axes[-1].get_legend().get_texts() if t.get_text()]
+    page = figure.bbox
+    assert all(page.x0 <= b.x0 and page.y0 <= b.y0 and b.x1 <= page.x1 and b.y1 <= page.y1 for b in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 @pytest.mark.slow

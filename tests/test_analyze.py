@@ -59,8 +59,30 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "broden is not prepared" in printed.replace("\n", " ") or "datasets prepare broden" in printed
     rows = list(csv.DictReader((out / "tables" / "effective-robustness.csv").open()))
     assert [row["Shift"] for row in rows if row["ER"]] == ["ImageNet-V2", "ImageNet-R"]
+    assert list(found["accuracy"]) == ["imagenet2012", "imagenet_v2", "imagenet_r"], "in the order of hashes"
+    with (out / "tables" / "pruning-curves.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 101
     page = (out / "index.html").read_text()
     assert "Privileged directions" in page and "no representations of objectnet" in page
+
+
+def test_options_of_the_method(monkeypatch: pytest.MonkeyPatch, root: Path, capsys: pytest.CaptureFixture) -> None:
+    """What the command is told is what the analyses do; what makes no sense is refused before any work."""
+    seen: list[analyze.Options] = []
+
+    def stop(model: object, data: object, options: analyze.Options, data_dir: object) -> None:
+        seen.append(options)
+        raise InputError("seen")
+
+    monkeypatch.setattr(analyze, "analyze_stored", stop)
+    command = ["analyze", "--model", str(root / "model"), "--data", str(root / "store")]
+    given = {"--outlier-threshold": "5", "--concept-threshold": "0.8", "--min-images": "30"}
+    assert main([*command, *(x for pair in given.items() for x in pair)]) == 2
+    assert seen == [analyze.Options(outlier_threshold=5.0, concept_threshold=0.8, min_images=30)]
+    assert main(command) == 2 and seen[1] == analyze.Options(), "the command's defaults are others than the library's"
+    for bad in (["--outlier-threshold", "0"], ["--concept-threshold", "90"], ["--min-images", "0"]):
+        assert main([*command, *bad]) == 2 and len(seen) == 2, bad
+        assert f"{bad[0][2:].replace('-', ' ')} is" in capsys.readouterr().err
 
 
 def test_one_key_is_enough(root: Path) -> None:

@@ -11,16 +11,25 @@ import pytest
 import scipy.stats
 import synthetic_study as synthetic
 from browser import needs_browser, title_of
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
-from experiments import accuracy_and_er, cka, findings, kurtosis_vs_er, pruning, reproduce
+from experiments import accuracy_and_er, cka, concepts, findings, kurtosis_vs_er, pruning, reproduce
 from experiments import study as studies
 from experiments.study import Study
-from jaxclip import analyze
+from jaxclip import analyze, report
+from jaxclip.analysis import SHIFTS, linear_cka
 from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
+from jaxclip.sections import GROUPS, group_color, title
 from jaxclip.store import MANIFEST, Representations
 
 PAPER = Path(__file__).parent.parent / "experiments" / "configs" / "paper.py"
+
+
+def legend(figure: Figure) -> set[str]:
+    """The words of the legend in the last panel."""
+    return {text.get_text() for text in figure.axes[-1].get_legend().get_texts()}
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +142,83 @@ def test_a_mean_over_the_shifts_is_over_all(made: Study) -> None:
     _, rows, _ = pruning.run(made).tables["pruning"]
     means = {str(row[0]): row[2] for row in rows if row[1] == "mean of the shifts"}
     assert means[synthetic.NO_OBJECTNET] is None and isinstance(means["synthetic-zero-shot-a"], float)
+
+
+def test_a_model_without_a_shift_is_named_under_the_pruning_figure(made: Study) -> None:
+    """Its line is missing in two of three panels."""
+    text = "".join(pruning.run(made).blocks)
+    assert f"Not in every panel, since a shift is missing: {synthetic.NO_OBJECTNET}." in text
+    one = studies.with_models(made, made.models[:1])
+    assert "Not in every panel" not in "".join(pruning.run(one).blocks)
+
+
+def test_every_number_of_the_pruning_curves_can_be_taken_away(made: Study) -> None:
+    section, found = pruning.run(made), studies.prunings(made)
+    columns, rows = section.downloads["pruning-curves"]
+    assert columns == ["Model", "Share pruned", *map(title, ("imagenet2012", *SHIFTS)), "ER"]
+    assert len(rows) == len(found) * len(made.options.fractions)
+    mine = [row for row in rows if row[0] == synthetic.NO_OBJECTNET]
+    assert [row[2] for row in mine] == found[synthetic.NO_OBJECTNET].accuracy["imagenet2012"]
+    assert {row[columns.index("ObjectNet")] for row in mine} == {row[-1] for row in mine} == {None}
+    assert all(isinstance(row[-1], float) for row in rows if row[0] == "synthetic-zero-shot-a")
+
+
+def test_models_have_the_colours_of_their_groups(made: Study) -> None:
+    """In the scatter as in all other figures: by training set, 14 of the paper's share six colours."""
+    figure = accuracy_and_er.run(made).figures["measured-robustness"]
+    shown = {to_hex(points.get_facecolor()[0]) for points in figure.axes[0].collections}
+    groups = {group_color(made.groups[name], made.groups) for name in studies.accuracies(made)}
+    assert shown == groups | {report.MUTED}
+    assert {"group", *(GROUPS[made.groups[name]] for name in studies.accuracies(made))} <= legend(figure)
+
+
+def test_kurtosis_against_robustness_shows_both_intervals(made: Study) -> None:
+    points = kurtosis_vs_er.both(made)
+    figure = kurtosis_vs_er.run(made).figures["kurtosis-vs-er"]
+    (ax,) = figure.axes
+    across = [list(line.get_xdata()) for line in ax.lines]
+    assert all([kurtosis.low, kurtosis.high] in across for kurtosis, _ in points.values())
+    assert all(er.low < er.value < er.high for _, er in points.values())
+    ticks = [ax.xaxis.get_major_formatter()(x) for x in (3, 10, 30)]
+    assert ticks == ["3", "10", "30"], "in powers of ten"
+
+
+def test_chance_stands_beside_polysemanticity(made: Study) -> None:
+    columns, rows, _ = concepts.run(made).tables["concept-counts"]
+    assert columns[5:8] == ["Concepts each", "Each, random", "Each, permuted"]
+    found = studies.concepts(made)
+    for row in rows:
+        each = found[str(row[0])].polysemanticity
+        assert row[5:8] == [each[k] for k in ("directions", "random_directions", "permuted_labels")]
+
+
+def test_cka_of_few_images_is_biased_as_is_said(made: Study) -> None:
+    """The report says how large CKA is by chance: so large is that of unrelated normal representations."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((synthetic.IMAGES, synthetic.D)).astype(np.float32) for _ in range(2))
+    chance = linear_cka(a, b)
+    text = "".join(cka.run(made).blocks)
+    assert (
+        f"at most {synthetic.D / (synthetic.IMAGES + synthetic.D):.2g} here" in text and "images of ImageNet:" in text
+    )
+    assert chance == pytest.approx(synthetic.D / (synthetic.IMAGES + synthetic.D), rel=0.05)
+
+
+def test_a_file_in_the_way_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "afile").write_text("")
+    with pytest.raises(SystemExit) as stopped, studies.exit_on_input_error():
+        analyze.save_json(tmp_path / "afile" / "results" / "x.json", {})
+    assert stopped.value.code == 2 and "a file is in the way" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError), studies.exit_on_input_error():  # a fault of the tool's keeps its traceback
+        (tmp_path / "nowhere").read_text()
+
+
+def test_what_is_printed_of_a_study_is_no_markup(made: Study, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    absent = dataclasses.replace(made.models[0], name="absent[/lr]")
+    study = studies.with_models(made, [absent])
+    reproduce.show(study, tmp_path, [(findings.FINDINGS[0], findings.Verdict(True, "[bold]found"))])
+    printed = capsys.readouterr().out
+    assert "absent[/lr]" in printed and "[bold]found" in printed.replace("\n", "")
 
 
 def test_findings_without_the_share_that_they_are_about(made: Study) -> None:

@@ -5,8 +5,10 @@ import csv
 import html
 import io
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxclip import report
+from jaxclip.analyze import Activations
+from jaxclip.sections import Section, kurtosis_figure, kurtosis_table, outlier_figure, outlier_table, write
 
+ROOT = Path(__file__).parent.parent
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
@@ -146,6 +151,82 @@ def test_latex_escapes_what_tex_reads():
     assert lines[4] == r"held-out & 97.1\% [95.0, 98.0] & 599 & 1.5 \\"
     assert r"\& 50 \%" in lines[5] and lines[5].endswith(r"& -- & -- \\")
     assert not re.search(r"(?<!\\)[%$#_]", text), "a bare special character breaks the reader's document"
+
+
+def test_latex_has_every_character_of_the_tables_in_ascii():
+    """pdflatex stops at ρ and at U+2212, and sets | < > as other characters."""
+    ours = [ROOT / "jaxclip" / f"{name}.py" for name in ("analyze", "quickstart", "report", "sections")]
+    code = [file.read_text() for file in (*ours, *(ROOT / "experiments").glob("*.py"))]
+    used = sorted({c for text in code for c in text if ord(c) > 127} | set("|<>"))
+    text = downloads(report.table(["".join(used)], [["x"]], "", "t"))["t.tex"]
+    assert text.isascii() and not set("|<>") & set(text), [c for c in used if c in text]
+
+
+def test_text_of_a_user_is_printed_as_it_is(capsys):
+    """Brackets and colons in a name are no markup: `[/lr]` stopped the printing, `[bold]` and `:smile:` vanished."""
+    name, section = "fine-tuned[/lr] [bold]v2 :smile:", Section("A [/b]")
+    section.table(["Model [/c]", "v"], [[name, 1.0]], "", "t[/u]")
+    section.print()
+    printed = capsys.readouterr().out
+    assert name in printed and "Model [/c]" in printed and "A [/b]: t[/u]" in printed
+
+
+def test_an_earlier_report_s_tables_and_figures_go(tmp_path):
+    """Left there, they would pass for this report's; the user's other files stay."""
+    section = Section("One")
+    section.table(["a"], [["x"]], "", "kept")
+    section.download(["a", "b"], [["x", float("nan")]], "Too long.", "long")
+    for name in (
+        "tables/kept.csv",
+        "tables/old.csv",
+        "figures/old.png",
+        "tables/mine.txt",
+        "figures/mine.csv",
+        "mine.csv",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    page = write(tmp_path, "", "", [section])
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+    assert left == [
+        "figures/mine.csv",
+        "index.html",
+        "mine.csv",
+        "tables/kept.csv",
+        "tables/long.csv",
+        "tables/mine.txt",
+    ]
+    assert (tmp_path / "tables" / "long.csv").read_text() == "a,b\nx,\n" == downloads(page.read_text())["long.csv"]
+
+
+def activations(kurtosis: float | None, mean_abs: list[float]) -> Activations:
+    share = [0.0] * len(mean_abs)
+    return Activations(kurtosis, None if kurtosis is None else 0.1, 10, 0, 6.0, mean_abs, share)  # type: ignore[arg-type]
+
+
+def test_a_model_without_kurtosis_is_the_last():
+    """As a key to sort by, NaN leaves the others in no order."""
+    found = {n: activations(k, [1.0, 2.0]) for n, k in {"a": 5.0, "none": None, "b": 9.0, "c": 7.0}.items()}
+    section = Section("")
+    kurtosis_table(section, found, dict.fromkeys(found, ()))
+    _, rows, _ = section.tables["kurtosis"]
+    assert [row[0] for row in rows] == ["b", "c", "a", "none"] and rows[-1][2] is None
+    kurtosis_figure(section, found, dict.fromkeys(found, "supervised"))
+    (ax,) = section.figures["kurtosis"].axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["none", "a", "c", "b"]
+
+
+def test_a_model_of_mostly_dead_features_is_drawn():
+    """A median of 0 would make every ratio infinite: the typical feature is one that is not always 0."""
+    found = {"relu": activations(3.0, [0.0, 0.0, 0.0, 1.0, 4.0, 2.0]), "dead": activations(None, [0.0] * 6)}
+    section = Section("")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outlier_figure(section, found, {name: name for name in found})
+        outlier_table(section, found)
+    left, _ = section.figures["outlier-features"].axes
+    np.testing.assert_array_equal(left.lines[0].get_ydata(), [2.0, 1.0, 0.5])
+    assert [row[-1] for row in section.tables["outlier-features"][1]] == [0.0, None]
 
 
 def test_a_table_shows_rounded_numbers_and_sorts_by_full_ones():
