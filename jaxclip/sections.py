@@ -111,9 +111,10 @@ class Section:
 def write(out: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
     """Writes ``index.html``, and beside it ``tables/*.csv`` and ``figures/*.png``; returns the page.
 
-    Other files of these two kinds there, which an earlier report left, are removed.
+    What an earlier report left of these, by the names in its page, is removed.
     """
-    written = set()
+    page, written = out / "index.html", set()
+    before = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     for section in sections:
         shown = {name: (columns, rows) for name, (columns, rows, _) in section.tables.items()}
         for name, (columns, rows) in (shown | section.downloads).items():
@@ -124,11 +125,12 @@ def write(out: Path, title: str, lead: str, sections: Sequence[Section]) -> Path
             written.add(path := out / "figures" / f"{name}.png")
             with report.style(), new_file(path, "wb") as file:
                 fig.savefig(file, format="png", dpi=200, facecolor="white")
-    with new_file(out / "index.html", encoding="utf-8") as file:
+    with new_file(page, encoding="utf-8") as file:
         file.write(report.page(title, lead, {section.title: section.blocks for section in sections}))
     for path in {*out.glob("tables/*.csv"), *out.glob("figures/*.png")} - written:
-        path.unlink()
-    return out / "index.html"
+        if f'download="{html.escape(path.stem)}.{"csv" if path.suffix == ".csv" else "svg"}"' in before:
+            path.unlink()
+    return page
 
 
 # --- of any number of models, by name --------------------------------------------------------------------------------
