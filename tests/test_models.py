@@ -39,7 +39,7 @@ def randomized(abstract: nnx.Module, seed: int = 0) -> nnx.Module:
 
 
 def build(vision: config.Vision, dtype: str = "float32", **kwargs) -> nnx.Module:
-    cfg = config.ModelConfig("tiny", vision, PIXELS, TEXT)
+    cfg = config.ModelConfig("tiny", vision, PIXELS, dataclasses.replace(TEXT, output_dim=vision.output_dim))
     return randomized(clip.abstract(cfg, dtype=jnp.dtype(dtype), **kwargs))
 
 
@@ -128,7 +128,10 @@ def test_a_batch_is_encoded_as_its_pictures_alone(
     """In whatever parts a CPU takes it, with intermediate activations: none is left out and none changes its place."""
     monkeypatch.setattr(transformer, "TOKENS", 4 * (4 * 4 + 1))
     monkeypatch.setattr(model, "PICTURES", 4)
-    one = model.Model(config.ModelConfig("tiny", vision, PIXELS, TEXT), build(vision))
+    one = model.Model(
+        config.ModelConfig("tiny", vision, PIXELS, dataclasses.replace(TEXT, output_dim=vision.output_dim)),
+        build(vision),
+    )
     images = np.random.default_rng(1).normal(size=(n, 32, 32, 3)).astype(np.float32)
     h, kept = one.encode_image(images, (2, 1))
     alone = [one.encode_image(picture[None], (2, 1)) for picture in images]
