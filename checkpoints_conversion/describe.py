@@ -86,7 +86,7 @@ def _hf_clip(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelCo
 
 def _hf_vit(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelConfig:
     if not data.get("qkv_bias", True):
-        raise InputError("config.json: qkv_bias false is not supported")
+        raise InputError("qkv_bias false is not supported")
     vision = config.ViT(
         image_size=data.get("image_size", 224),
         patch_size=data.get("patch_size", 16),
@@ -108,14 +108,14 @@ def _hf_vit(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelCon
 def _hf_resnet(data: dict[str, Any], pixels: dict[str, Any], name: str) -> ModelConfig:
     width, block = data.get("embedding_size", 64), data.get("layer_type", "bottleneck")
     if block not in get_args(config.Block):
-        raise InputError(f"config.json: layer_type {block!r} is not supported, only {get_args(config.Block)}")
+        raise InputError(f"layer_type {block!r} is not supported, only {get_args(config.Block)}")
     for key, wanted in {
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
         "hidden_sizes": [width * (1 if block == "basic" else 4) * 2**i for i in range(len(data["depths"]))],
     }.items():
         if data.get(key, wanted) != wanted:
-            raise InputError(f"config.json: {key} {data[key]!r} is not supported, only {wanted!r}")
+            raise InputError(f"{key} {data[key]!r} is not supported, only {wanted!r}")
     vision = config.ResNet(224, tuple(data["depths"]), width, data.get("downsample_in_bottleneck", False), block)
     default = Preprocess(
         224, "shortest", 256, "bicubic", "before", config.IMAGENET_MEAN, config.IMAGENET_STD, crop_rounding="down"
@@ -132,20 +132,19 @@ def _hf_classes(data: dict[str, Any]) -> int:
 
 
 def _hf_pixels(data: dict[str, Any], default: Preprocess) -> Preprocess:
-    """Reads a ``preprocessor_config.json`` in either of its two spellings of a size; refuses what is not modelled."""
+    """Reads an image processor's JSON in either of its two spellings of a size; refuses what is not modelled."""
     if not data:
         return default
-    where = "preprocessor_config.json"
     for key, only in {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}.items():
         if abs(data.get(key, only) - only) > 1e-6:
-            raise InputError(f"{where}: {key} {data[key]} is not supported, only {only}")
+            raise InputError(f"{key} {data[key]} is not supported, only {only}")
     crops = data.get("do_center_crop", default.resize == "shortest")
-    crop, size = _side(data.get("crop_size", default.size), where), data.get("size", default.size)
+    crop, size = _side(data.get("crop_size", default.size)), data.get("size", default.size)
     resize_to: int | None
     if isinstance(size, dict) and "height" in size:
-        resize, resize_to, final = "squash", None, _side(size, where)
+        resize, resize_to, final = "squash", None, _side(size)
         if crops and crop != final:
-            raise InputError(f"{where}: a crop of {crop} from a square of {final} pixels is not supported")
+            raise InputError(f"a crop of {crop} from a square of {final} pixels is not supported")
     else:
         shortest = size["shortest_edge"] if isinstance(size, dict) else size
         if "crop_pct" in data and shortest < 384:  # ConvNextImageProcessor, which ResNets use: crops to ``size``
@@ -155,12 +154,12 @@ def _hf_pixels(data: dict[str, Any], default: Preprocess) -> Preprocess:
         elif crops:
             resize, resize_to, final = "shortest", shortest, crop
         elif isinstance(size, dict) or default.resize == "shortest":
-            raise InputError(f"{where}: a shortest edge without do_center_crop is not supported: no picture is square")
+            raise InputError("a shortest edge without do_center_crop is not supported: no picture is square")
         else:
             resize, resize_to, final = "squash", None, shortest
     resample = data.get("resample", {"bilinear": 2, "bicubic": 3}[default.interpolation])
     if resample not in _PIL_FILTERS:
-        raise InputError(f"preprocessor_config.json: resample {resample} is neither bilinear (2) nor bicubic (3)")
+        raise InputError(f"resample {resample} is neither bilinear (2) nor bicubic (3)")
     return Preprocess(
         size=final,
         resize=resize,  # type: ignore[arg-type]
@@ -173,12 +172,12 @@ def _hf_pixels(data: dict[str, Any], default: Preprocess) -> Preprocess:
     )
 
 
-def _side(size: int | dict[str, int], where: str) -> int:
+def _side(size: int | dict[str, int]) -> int:
     """The side of a square that is given as a number, or by height and width."""
     if isinstance(size, int):
         return size
     if size["height"] != size["width"]:
-        raise InputError(f"{where}: {size['height']} x {size['width']} pixels are not square, which is not supported")
+        raise InputError(f"{size['height']} x {size['width']} pixels are not square, which is not supported")
     return size["height"]
 
 
@@ -194,7 +193,7 @@ def _timm(data: dict[str, Any], name: str) -> ModelConfig:
     options = {**(data.get("model_args") or {}), "global_pool": data.get("global_pool", usual["global_pool"])}
     for key, value in options.items():
         if key not in usual or value not in (usual[key], (size, size), [size, size]):
-            raise InputError(f"config.json: timm's {key} = {value!r} is not supported")
+            raise InputError(f"timm's {key} = {value!r} is not supported")
     vision: config.Vision
     if architecture in _RESNETS:
         depths, block = _RESNETS[architecture]
@@ -202,7 +201,7 @@ def _timm(data: dict[str, Any], name: str) -> ModelConfig:
     elif match := re.fullmatch(r"vit_(\w+?)_patch(\d+)(_clip)?(_quickgelu)?_(\d+)", architecture):
         kind, patch, clip, quick, _ = match.groups()
         if kind not in _TIMM_WIDTHS:
-            raise InputError(f"config.json: timm architecture {architecture!r} is not supported")
+            raise InputError(f"timm architecture {architecture!r} is not supported")
         width, layers, heads = _TIMM_WIDTHS[kind]
         vision = config.ViT(
             image_size=size,
@@ -217,13 +216,13 @@ def _timm(data: dict[str, Any], name: str) -> ModelConfig:
             pre_norm=bool(clip),
         )
     else:
-        raise InputError(f"config.json: timm architecture {architecture!r} is not supported")
+        raise InputError(f"timm architecture {architecture!r} is not supported")
     if pixels.get("crop_mode", "center") not in ("center", "squash"):
-        raise InputError(f"config.json: crop_mode {pixels['crop_mode']!r} is not supported")
+        raise InputError(f"crop_mode {pixels['crop_mode']!r} is not supported")
     squash = pixels.get("crop_mode") == "squash"
     resize_to = int(size / pixels.get("crop_pct", 0.875))
     if squash and resize_to != size:
-        raise InputError("config.json: crop_mode squash with a crop_pct below 1 is not supported")
+        raise InputError("crop_mode squash with a crop_pct below 1 is not supported")
     preprocess = Preprocess(
         size,
         "squash" if squash else "shortest",
@@ -238,5 +237,5 @@ def _timm(data: dict[str, Any], name: str) -> ModelConfig:
 
 def _activation(name: str) -> config.Activation:
     if name not in _HF_ACTIVATIONS:
-        raise InputError(f"config.json: hidden_act {name!r} is not one of {', '.join(_HF_ACTIVATIONS)}")
+        raise InputError(f"hidden_act {name!r} is not one of {', '.join(_HF_ACTIVATIONS)}")
     return _HF_ACTIVATIONS[name]

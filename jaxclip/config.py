@@ -270,13 +270,13 @@ def checked(where: str, read: Callable[[], ModelConfig]) -> ModelConfig:
     """What ``read`` makes of other libraries' JSON, of which no type is known.
 
     Raises:
-        InputError: The JSON lacks a key, or a value is of a type that the configuration cannot have; ``where`` names
-            the file in the message.
+        InputError: As ``read``; or the JSON lacks a key, or a value is of a type that the configuration cannot have.
+            ``where`` names the file before each message.
     """
     try:
         found = read()
-    except InputError as error:  # of a configuration's own checks, which know no file
-        raise InputError(message if (message := str(error)).startswith(where) else f"{where}: {message}") from None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     except KeyError as error:
         raise InputError(f"{where}: key {error} is missing: is the file complete?") from None
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
@@ -330,19 +330,19 @@ def from_open_clip(config: dict[str, Any], name: str, where: str = "open_clip co
             custom attention), or is not of open_clip's form; the message names the key.
 
     """  # noqa: D205
-    return checked(where, lambda: _from_open_clip(config, name, where))
+    return checked(where, lambda: _from_open_clip(config, name))
 
 
-def _from_open_clip(config: dict[str, Any], name: str, where: str) -> ModelConfig:
+def _from_open_clip(config: dict[str, Any], name: str) -> ModelConfig:
     model = config.get("model_cfg", config)
     if "vision_cfg" not in model or "text_cfg" not in model or "embed_dim" not in model:
-        raise InputError(f"{where}: not an open_clip config (it has no embed_dim, vision_cfg and text_cfg)")
+        raise InputError("not an open_clip config (it has no embed_dim, vision_cfg and text_cfg)")
     for part in ("vision_cfg", "text_cfg"):
         if others := set((model[part] or {}).get("norm_kwargs") or {}) - {"eps"}:
-            raise InputError(f"{where}: {part}.norm_kwargs.{min(others)} is not supported")
+            raise InputError(f"{part}.norm_kwargs.{min(others)} is not supported")
     for key in ("multimodal_cfg", "nonscalar_logit_scale"):
         if model.get(key):
-            raise InputError(f"{where}: {key} is not supported: only CLIP's two towers are")
+            raise InputError(f"{key} is not supported: only CLIP's two towers are")
     vision, text = model["vision_cfg"], model["text_cfg"]
     for part, cfg, known in (("vision_cfg", vision, _OPEN_CLIP_VISION), ("text_cfg", text, _OPEN_CLIP_TEXT)):
         for key, value in cfg.items():
@@ -351,18 +351,18 @@ def _from_open_clip(config: dict[str, Any], name: str, where: str) -> ModelConfi
             if (key, value) == ("pos_embed_type", "learnable"):
                 continue
             what = ": jaxclip has CLIP's own tokenizer only" if "tokenizer" in key else ""
-            raise InputError(f"{where}: {part}.{key} = {value!r} is not supported{what}")
+            raise InputError(f"{part}.{key} = {value!r} is not supported{what}")
     activation: Activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     image_size = vision.get("image_size", 224)
     if isinstance(image_size, list):
         if len(set(image_size)) != 1:
-            raise InputError(f"{where}: vision_cfg.image_size = {image_size} is not square, which is not supported")
+            raise InputError(f"vision_cfg.image_size = {image_size} is not square, which is not supported")
         image_size = image_size[0]
     pixels = config.get("preprocess_cfg", {})
     if pixels.get("resize_mode", "shortest") not in ("shortest", "squash"):
-        raise InputError(f"{where}: preprocess_cfg.resize_mode = {pixels['resize_mode']!r} is not supported")
+        raise InputError(f"preprocess_cfg.resize_mode = {pixels['resize_mode']!r} is not supported")
     if pixels.get("mode", "RGB") != "RGB":
-        raise InputError(f"{where}: preprocess_cfg.mode = {pixels['mode']!r} is not supported")
+        raise InputError(f"preprocess_cfg.mode = {pixels['mode']!r} is not supported")
     preprocess = Preprocess(
         size=image_size,
         resize=pixels.get("resize_mode", "shortest"),
@@ -370,14 +370,12 @@ def _from_open_clip(config: dict[str, Any], name: str, where: str) -> ModelConfi
         mean=tuple(pixels.get("mean", OPENAI_MEAN)),
         std=tuple(pixels.get("std", OPENAI_STD)),
     )
-    tower = _open_clip_vision(vision, model["embed_dim"], image_size, activation, where)
-    text_tower = _open_clip_text(text, model["embed_dim"], activation, where)
+    tower = _open_clip_vision(vision, model["embed_dim"], image_size, activation)
+    text_tower = _open_clip_text(text, model["embed_dim"], activation)
     return ModelConfig(name, tower, preprocess, text_tower, logit_bias=model.get("init_logit_bias") is not None)
 
 
-def _open_clip_vision(
-    vision: dict[str, Any], embed_dim: int, image_size: int, activation: Activation, where: str
-) -> Vision:
+def _open_clip_vision(vision: dict[str, Any], embed_dim: int, image_size: int, activation: Activation) -> Vision:
     width, layers = vision.get("width", 768), vision.get("layers", 12)
     head_width = vision.get("head_width", 64)
     if isinstance(layers, list | tuple):
@@ -386,12 +384,12 @@ def _open_clip_vision(
         return CLIPResNet(image_size, depths, width, width * 32 // head_width, embed_dim)
     attention = vision.get("attentional_pool", False)
     if isinstance(attention, str):
-        raise InputError(f"{where}: vision_cfg.attentional_pool = {attention!r} is not supported")
+        raise InputError(f"vision_cfg.attentional_pool = {attention!r} is not supported")
     pool_type = vision.get("pool_type", "tok")
     if attention and pool_type != "tok":
-        raise InputError(f"{where}: attentional pooling with pool_type {pool_type!r} is not supported")
+        raise InputError(f"attentional pooling with pool_type {pool_type!r} is not supported")
     if pool_type not in ("tok", "avg"):
-        raise InputError(f"{where}: vision_cfg.pool_type = {pool_type!r} is not supported")
+        raise InputError(f"vision_cfg.pool_type = {pool_type!r} is not supported")
     return ViT(
         image_size=image_size,
         patch_size=vision.get("patch_size", 16),
@@ -411,7 +409,7 @@ def _open_clip_vision(
     )
 
 
-def _open_clip_text(text: dict[str, Any], embed_dim: int, activation: Activation, where: str) -> Text:
+def _open_clip_text(text: dict[str, Any], embed_dim: int, activation: Activation) -> Text:
     width = text.get("width", 512)
     tower = Text(
         context_length=text.get("context_length", 77),
@@ -430,5 +428,5 @@ def _open_clip_text(text: dict[str, Any], embed_dim: int, activation: Activation
         layer_scale=text.get("ls_init_value") is not None,
     )
     if tower.pool not in ("argmax", "eos", "first", "last"):
-        raise InputError(f"{where}: text_cfg.pool_type = {tower.pool!r} is not supported")
+        raise InputError(f"text_cfg.pool_type = {tower.pool!r} is not supported")
     return tower

@@ -94,9 +94,10 @@ def embed(
                 _write(model, source, folder, missing, store_dtype, min(batch_size, shard_rows), workers, skip_bad)
         with together("finish the store"):
             if jax.process_index() == 0:
-                if not (folder / MANIFEST).exists():
+                if (folder / MANIFEST).exists():
+                    _rename(folder, source.name)
+                else:
                     _finish(folder, len(shards), what, model, source)
-                _rename(folder, source.name)
     _wait_for([folder / MANIFEST])
     stored = open_store(folder)
     check_bad(stored, skip_bad)
