@@ -90,15 +90,16 @@ def _train(label: str, peer: Peer, weights: Path, folder: Path, batch: int) -> d
         losses = {"jaxclip": ours("step").value}
         ours("step")
         ours("gemm")
-        seconds = take_turns({"XLA GEMM": lambda: ours("gemm"), "jaxclip": lambda: ours("step")}, seconds=SECONDS)
+        seconds = take_turns({"XLA GEMM": lambda: ours("gemm"), "jaxclip": lambda: ours("steps")}, seconds=SECONDS)
         memory = {"jaxclip": ours("memory").value}
     with process(_their_step, peer, weights, folder) as theirs:
         losses["PyTorch"] = theirs("step").value
         training.check_losses(label, "bfloat16", losses["jaxclip"], losses["PyTorch"])
         theirs("step")
         turns = len(seconds["jaxclip"])
-        seconds |= take_turns({"PyTorch": lambda: theirs("step")}, seconds=SECONDS, least=turns, most=turns)
+        seconds |= take_turns({"PyTorch": lambda: theirs("steps")}, seconds=SECONDS, least=turns, most=turns)
         memory["PyTorch"] = theirs("memory").value
+    seconds |= {name: [s / training.STEPS for s in seconds[name]] for name in losses}
     return {**found, "seconds": seconds, "memory": memory, "losses": losses}
 
 
