@@ -27,7 +27,7 @@ PICTURES = {
     "imagenet_a": 7_500, "broden": 63_305,
 }  # fmt: skip
 H100 = {"ViT": 509e12, "ResNet": 252e12}
-"""FLOP/s of encoding in bfloat16 as measured: ViT-B/32 by `benchmarks/gpu.py`, CLIP's RN50 in `benchmarks/NOTES.md`."""
+"""FLOP/s of encoding ViT-B/32 and CLIP's RN50 in bfloat16, as measured on one (`benchmarks/NOTES.md`)."""
 PEAK = 8 * 197e12
 """Dense bfloat16 FLOP/s of a v5e-8, from the data sheet."""
 UTILISATION = 0.4

@@ -28,6 +28,7 @@ from jaxclip import registry, report
 from jaxclip.accuracies import Accuracies, published_accuracies, read_accuracies, standard_models
 from jaxclip.analysis import SHIFTS, EffectiveRobustness, effective_robustness, predicted_accuracy
 from jaxclip.analysis.robustness import XAxis, x_column
+from jaxclip.config import check_seed
 from jaxclip.errors import InputError
 from jaxclip.sections import Section, group_color, group_label, title
 
@@ -75,8 +76,9 @@ def run(accuracies: Path | None = None, x: XAxis = "full", seed: int = 0) -> Sec
         seed: Of the bootstrap.
 
     Raises:
-        InputError: The table is not as it must be, or lacks a column that ``x`` needs.
+        InputError: The table is not as it must be, or lacks a column that ``x`` needs; or the seed is out of range.
     """
+    check_seed(seed)
     if accuracies is None and x == "subset":
         raise InputError("no subset accuracies are published: give your own with --accuracies, or leave out --x subset")
     known = [registry_models()] if x == "full" else []

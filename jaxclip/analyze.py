@@ -33,6 +33,7 @@ from jaxclip.analysis.concepts import Negatives
 from jaxclip.analysis.directions import Importance
 from jaxclip.analysis.robustness import XAxis, x_column
 from jaxclip.analysis.rows import BLOCK, row_slices
+from jaxclip.config import check_seed
 from jaxclip.data import imagenet_templates, imagenet_wnids
 from jaxclip.datasets import Source, class_subset, concepts, label_map, open_source
 from jaxclip.datasets.named import Concepts
@@ -91,6 +92,7 @@ class Options:
             raise InputError(f"concept threshold is {self.concept_threshold}: give one above 0 and at most 1")
         if self.min_images < 1:
             raise InputError(f"min images is {self.min_images}: give at least 1")
+        check_seed(self.seed)
 
 
 class Head(NamedTuple):

@@ -299,6 +299,12 @@ def check_integers(what: str, cfg: Any) -> None:
             raise InputError(f"{what}: {field} is {value!r}, not an integer")
 
 
+def check_seed(seed: int) -> None:
+    """Raises an InputError where a seed is none that both jax.random and NumPy take."""
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}, not from 0 to below 2**63")
+
+
 def _spell(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))

@@ -31,7 +31,7 @@ from sklearn.model_selection import train_test_split
 from jaxclip import analyze, checkpoint, report
 from jaxclip.analysis import linear_cka
 from jaxclip.analyze import Activations, ConceptSummary, Directions, Head, Labelled, Options, Pruning
-from jaxclip.config import ModelConfig, Preprocess, Text, ViT
+from jaxclip.config import ModelConfig, Preprocess, Text, ViT, check_seed
 from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy
@@ -134,9 +134,11 @@ def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: i
         steps: Of training, for each model.
 
     Raises:
-        InputError: ``out`` is a file, or has a folder of one of these names that is no quickstart's.
+        InputError: ``out`` is a file, or has a folder of one of these names that is no quickstart's; or the seed is out
+            of range.
     """
     start, out, console = time.monotonic(), Path(out), Console()
+    check_seed(seed)
     _check_free(out)
     console.print(f"[bold yellow]{TOY}[/]")
     split_key, train_key, shift_key = jax.random.split(jax.random.key(seed), 3)

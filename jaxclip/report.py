@@ -89,6 +89,7 @@ def style() -> Iterator[None]:
         "lines.markersize": 4.5,
         "svg.fonttype": "path",
         "svg.hashsalt": "jaxclip",
+        "text.parse_math": False,  # a name with two dollar signs is a name
     }
     with matplotlib.rc_context(settings):
         yield

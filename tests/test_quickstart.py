@@ -269,6 +269,13 @@ def test_the_same_seed_gives_the_same_numbers_and_bytes(short, capsys):
     assert "toy" in capsys.readouterr().out, "the console does not say that it is a toy"
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range_is_refused_before_anything_is_written(tmp_path, seed):
+    with pytest.raises(InputError, match="seed is"):
+        quickstart.quickstart(tmp_path / "out", seed)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_quickstart_s_is_not_replaced(tmp_path, short):
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "thesis.tex").write_text("years of work")

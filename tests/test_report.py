@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import needs_browser, title_of
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -80,6 +81,17 @@ def figure(height: float = 1.0) -> str:
         ax.set_xlim(0.2, 1.8)  # clips, so that there is a clip path
         ax.legend()
     return report.figure(fig, "A line, σ<sub>i</sub>.", 'Up & down, "once"', "line")
+
+
+def test_a_name_with_dollar_signs_is_drawn_as_it_is() -> None:
+    """Matplotlib would take what is between them for mathematics, without the signs."""
+    with report.style():
+        fig = Figure()
+        widths = [
+            fig.text(0, 0, name, fontsize=8).get_window_extent(FigureCanvasAgg(fig).get_renderer()).width
+            for name in ("$x$", "x", "$")
+        ]
+    assert widths[0] > widths[1] + widths[2]
 
 
 HOSTILE = '<script>alert("x")</script> & 50 %'

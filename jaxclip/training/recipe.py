@@ -8,7 +8,7 @@ import runpy
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxclip.config import ModelConfig, check_choices, check_integers
+from jaxclip.config import ModelConfig, check_choices, check_integers, check_seed
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
 from jaxclip.training.augment import Augment
@@ -57,8 +57,7 @@ class Recipe:
             raise InputError("recipe: epochs, batch_size, save and log must be positive, and no infinity")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"recipe: label_smoothing is {self.label_smoothing}, not from 0 to below 1")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"recipe: seed is {self.seed}, not from 0 to below 2**63")
+        check_seed(self.seed)
 
     def steps(self, pictures: int, epochs: float | None = None) -> int:
         """How many steps some epochs (all of the run's) over so many pictures are."""
