@@ -27,7 +27,7 @@ CASES: dict[str, Peer] = {
 }
 BATCH = 64
 WORKERS = 2
-SECONDS = 120.0
+SECONDS = 240.0
 
 
 def measure(label: str) -> dict[str, Any]:
