@@ -514,6 +514,7 @@ def _start(distributed: bool = False) -> None:
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; the value is the exit code: 2 for bad input, 130 when interrupted."""
     _keep_compiled()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there, nor needed
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

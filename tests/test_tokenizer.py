@@ -152,3 +152,13 @@ def test_without_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out == f"[[{START}, 320, {END}, 0]]\n"
+
+
+def test_commands_say_nothing_of_a_torch_that_they_do_not_need():
+    """Whoever installs jaxclip alone would read that models won't be available, which are transformers' own."""
+    code = (
+        "import sys; from jaxclip import cli, tokenizer; cli.main(['models']);"
+        "sys.modules['torch'] = None; tokenizer.load_tokenizer()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == ""
