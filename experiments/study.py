@@ -145,7 +145,8 @@ class Study:
             if len(weights := {_weights(stored) for stored in mine}) > 1:
                 raise InputError(
                     f"{self.store} has representations by different weights, all called {name}: remove those of all "
-                    f"but one ({', '.join(sorted(w[:12] for w in weights))}), or give the models different names"
+                    f"but one ({', '.join(sorted(w[:12] for w in weights))}), or give the models "
+                    "different names (--name of `jaxclip convert` and of training) and embed again"
                 )
         return {name: analyze.by_set(mine) for name, mine in found.items()}
 
