@@ -214,9 +214,11 @@ def main(run: Callable[[Study], Section]) -> None:
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Prints what a user has to mend, alone, and exits with code 2, as the command line does."""
+    """Prints what a user has to mend, alone, and exits with code 2; interrupted, with 130: as the command line does."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (InputError, OSError) as error:
         if (said := to_mend(error)) is None:
             raise
@@ -390,6 +392,11 @@ def head(study: Study, name: str) -> Head:
             np.savez(file, W=made.W, b=made.b, kind=made.kind)
     with np.load(path) as found:
         return Head(found["W"], found["b"], str(found["kind"]))
+
+
+def absent_sets(study: Study) -> list[str]:
+    """The sets that no model has representations of, as they are called in text."""
+    return [title(name) for name in study.sets if not any(name in mine for mine in study.stored.values())]
 
 
 def missing(study: Study) -> list[list[Any]]:
