@@ -23,7 +23,12 @@ from jaxclip.progress import progress
 
 
 def convert(
-    source: str | os.PathLike | None, model: str | None, out: str | os.PathLike, *, overwrite: bool = False
+    source: str | os.PathLike | None,
+    model: str | None,
+    out: str | os.PathLike,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
 ) -> ModelConfig:
     """Converts a checkpoint.
 
@@ -33,6 +38,7 @@ def convert(
         model: A name of the registry, an architecture's name, or the path of an open_clip config JSON. None reads the
             description that stands beside the weights.
         out: The folder to write.
+        name: Of the checkpoint; None is that of ``model``, or where that is None the hub's, the folder's or the file's.
         overwrite: Replace an existing folder.
 
     Returns:
@@ -56,7 +62,7 @@ def convert(
             source, digest = entry.mirror, None  # the same weights, in safetensors
     weights = open_weights(os.fspath(source), digest)
     if config is None:
-        config = describe(weights.configs, weights.path.stem)
+        config = describe(weights.configs, _name(os.fspath(source), weights))
         if config is None:
             raise InputError(
                 f"nothing beside {weights.path} says what model it is: pass --model (see `jaxclip models`)"
@@ -67,6 +73,7 @@ def convert(
         raise InputError(f"{weights.path} is of no known layout (its first tensors are {few})")
     config = dataclasses.replace(
         config,
+        name=config.name if name is None else name,
         num_classes=_classes(config, source_format, weights),
         source={
             "file": str(source),
@@ -80,6 +87,13 @@ def convert(
     arrays = fill(config, rows, weights)
     checkpoint.save(out, config, arrays, overwrite=overwrite)
     return config
+
+
+def _name(source: str, weights: Weights) -> str:
+    """Of a hub and a folder their own: the files in them are all called alike."""
+    if weights.revision is not None:
+        return source.removeprefix("hf-hub:").partition(":")[0].partition("@")[0]
+    return Path(source).resolve().name if Path(source).is_dir() else weights.path.stem
 
 
 def fill(config: ModelConfig, rows: Iterable[tables.Row], weights: Weights) -> dict[str, np.ndarray]:

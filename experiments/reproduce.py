@@ -70,6 +70,8 @@ def show(study: Study, page: Path, compared: list[tuple[findings.Finding, findin
     terminal = console()
     absent = [row[0] for row in studies.missing(study) if all(n is None for n in row[4:])]
     terminal.print(f"models with no representations: {len(absent)} of {len(study.models)}", ", ".join(absent), sep="\n")
+    if empty := studies.absent_sets(study):
+        terminal.print(Text(f"no model has representations of {', '.join(empty)}"))
     for finding, verdict in compared:
         said = VERDICTS[verdict.agrees]
         terminal.print(Text.assemble((f"{said:8}", "bold"), f" {finding.paper} ", (verdict.found, "dim")))
@@ -118,10 +120,8 @@ def _comparison(compared: list[tuple[findings.Finding, findings.Verdict]]) -> Se
 def _present(study: Study) -> Section:
     section = Section("What was there")
     sets = [title(name) for name in study.sets]
-    empty = [name for name in study.sets if not any(name in mine for mine in study.stored.values())]
-    if empty:
-        names = ", ".join(title(name) for name in empty)
-        section.text(report.notice(f"No model has representations of {html.escape(names)}."))
+    if empty := studies.absent_sets(study):
+        section.text(report.notice(f"No model has representations of {html.escape(', '.join(empty))}."))
     section.table(
         ["Model", "Group", "Training set", "Head", *sets],
         studies.missing(study),

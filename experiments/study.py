@@ -145,7 +145,8 @@ class Study:
             if len(weights := {_weights(stored) for stored in mine}) > 1:
                 raise InputError(
                     f"{self.store} has representations by different weights, all called {name}: remove those of all "
-                    f"but one ({', '.join(sorted(w[:12] for w in weights))}), or give the models different names"
+                    f"but one ({', '.join(sorted(w[:12] for w in weights))}), or give the models "
+                    "different names (--name of `jaxclip convert` and of training) and embed again"
                 )
         return {name: analyze.by_set(mine) for name, mine in found.items()}
 
@@ -213,9 +214,11 @@ def main(run: Callable[[Study], Section]) -> None:
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Prints what a user has to mend, alone, and exits with code 2, as the command line does."""
+    """Prints what a user has to mend, alone, and exits with code 2; interrupted, with 130: as the command line does."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (InputError, OSError) as error:
         if (said := to_mend(error)) is None:
             raise
@@ -389,6 +392,11 @@ def head(study: Study, name: str) -> Head:
             np.savez(file, W=made.W, b=made.b, kind=made.kind)
     with np.load(path) as found:
         return Head(found["W"], found["b"], str(found["kind"]))
+
+
+def absent_sets(study: Study) -> list[str]:
+    """The sets that no model has representations of, as they are called in text."""
+    return [title(name) for name in study.sets if not any(name in mine for mine in study.stored.values())]
 
 
 def missing(study: Study) -> list[list[Any]]:

@@ -617,6 +617,8 @@ def analyze_stored(
         InputError: The stores have no labelled representations by this model, two of one data set, or several sets
             that may be the reference.
     """
+    if not data:
+        raise InputError("no store is named: give those that `jaxclip embed` wrote (--data)")
     found = _of_model(model, data)
     labels = {k: found[k] for k in sorted(found, key=_place) if found[k].classes and k.partition("/")[0] != BRODEN}
     if not labels:

@@ -61,6 +61,7 @@ def convert(
     *,
     out: Path,
     model: str | None = None,
+    name: str | None = None,
     verify: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -72,6 +73,7 @@ def convert(
         out: The folder to write.
         model: A name that `jaxclip models` lists, or an open_clip config JSON. Left out: what the files beside the
             weights say.
+        name: What tables, stores and studies call the checkpoint. Left out: --model's name, or the file's or hub's.
         verify: Afterwards run source and result on the same images, and print how far apart they are.
         overwrite: Replace the folder if it exists.
     """
@@ -81,7 +83,7 @@ def convert(
 
     if verify:
         check_libraries()
-    config = run(source, model, out, overwrite=overwrite)
+    config = run(source, model, out, name=name, overwrite=overwrite)
     print(f"{config.name}: converted to {out}")
     if verify:
         rows = compare(config.source["file"], out)
@@ -316,6 +318,9 @@ class _TrainingOptions:
     """The peak learning rate. Left out: the recipe's."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the computation; parameters are float32. Left out: the recipe's."""
+    name: str | None = None
+    """What tables, stores and studies call the checkpoint. Left out: the configuration's MODEL, or the fine-tuned one's
+    with -finetuned."""
     seed: int | None = None
     """Of the initialisation, the order, the augmentation and the rest. Left out: the recipe's."""
     split: str | None = None
@@ -392,6 +397,7 @@ def finetune(
         run.override(recipe.read(config)[0]),
         mode=mode,
         probe_epochs=probe_epochs,
+        name=run.name,
         classes=None if classes is None else _read_classes(classes),
         templates=None if templates is None else _read_templates(templates),
         validation=run.scored_by(),
@@ -433,6 +439,8 @@ def train(
     if architecture is None:
         raise InputError(f"configuration {config} has no MODEL to train")
     chosen = run.override(chosen)
+    if run.name is not None:
+        architecture = dataclasses.replace(architecture, name=run.name)
     common: dict[str, Any] = {
         "validation": run.scored_by(), "workers": run.workers, "tensorboard": run.tensorboard,
     }  # fmt: skip

@@ -95,7 +95,7 @@ def embed(
         with together("finish the store"):
             if jax.process_index() == 0:
                 if (folder / MANIFEST).exists():
-                    _rename(folder, source.name)
+                    _rename(folder, model.config.name, source.name)
                 else:
                     _finish(folder, len(shards), what, model, source)
     _wait_for([folder / MANIFEST])
@@ -228,11 +228,14 @@ def _finish(folder: Path, count: int, what: dict[str, Any], model: Model, source
         entry_path(folder, k).unlink()
 
 
-def _rename(folder: Path, name: str) -> None:
-    """Has the manifest call the data as it is called now: analyses know sets by their names."""
+def _rename(folder: Path, model: str, data: str) -> None:
+    """Has the manifest call model and data as they are called now: studies know both by their names."""
     manifest = read_json(folder / MANIFEST)
-    if manifest is not None and manifest["data"]["name"] != name:
-        write_json(folder / MANIFEST, manifest | {"data": manifest["data"] | {"name": name}})
+    if manifest is None:
+        return
+    called = {key: manifest[key] | {"name": name} for key, name in (("model", model), ("data", data))}
+    if manifest != manifest | called:
+        write_json(folder / MANIFEST, manifest | called)
 
 
 def _wait_for(files: Sequence[Path]) -> None:

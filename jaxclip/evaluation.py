@@ -428,7 +428,7 @@ def _check_labels(source: Source, batch: Batch, answered: Bool[np.ndarray, " l"]
             "has no label: accuracy needs one"
             if label < 0
             else f"is of class {source.classes[label]!r}, which is not to choose from"
-            + ": --subset leaves such pictures out" * hint
+            + (": --subset leaves such pictures out" if hint else ": name it among the classes")
         )
         raise InputError(f"{source.name}: picture {batch.ids[row]} {trouble}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_study as synthetic
+from tiny import tiny_clip
 
 from experiments.effective_robustness import scatter
 from jaxclip import analyze
@@ -37,6 +38,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     concepts = synthetic.concept_images(rng, W, 4, True)
     synthetic.put(root / "store", NAME, digest, "broden", concepts, np.full(len(concepts), -1), ())
     return root
+
+
+def test_no_store_is_named() -> None:
+    """A shell pattern may match nothing: the message names the option, not an empty path."""
+    with pytest.raises(InputError, match="--data"):
+        analyze.analyze_stored(tiny_clip(), [])
 
 
 def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -498,6 +498,7 @@ def test_hub(hub, tensors, tmp_path: Path) -> None:
         config = convert(name, None, out)
         assert config.vision == from_open_clip(CONFIG, "x").vision
         assert config.source["revision"] == COMMITS[revision] and config.source["file"] == name
+        assert config.name == "lab/clip", "the files of all repositories are called alike"
         opened = sources.open_weights(name)
         np.testing.assert_array_equal(opened.read("visual.proj"), tensors["visual.proj"] + added)
     assert sources.open_weights("hf-hub:lab/clip:open_clip_model.safetensors").revision == COMMITS["main"]
@@ -507,6 +508,17 @@ def test_hub(hub, tensors, tmp_path: Path) -> None:
         assert sources.open_weights(name).revision == COMMITS[revision]
     with pytest.raises(InputError, match=r"cannot be reached, and its cache has no model.safetensors of lab/clip"):
         sources.open_weights("hf-hub:lab/clip:model.safetensors")
+
+
+def test_names(tensors, tmp_path: Path) -> None:
+    """A study tells models by their names: those of one architecture have names of their own where they are given."""
+    (tmp_path / "mine").mkdir()
+    weights = tmp_path / "mine" / "open_clip_model.safetensors"
+    save_file(tensors, weights)
+    (tmp_path / "mine" / "open_clip_config.json").write_text(json.dumps(CONFIG))
+    assert convert(tmp_path / "mine", None, tmp_path / "a").name == "mine", "the files of all folders are called alike"
+    assert convert(weights, None, tmp_path / "b", name="tiny-2").name == "tiny-2"
+    assert checkpoint.read_config(tmp_path / "b").name == "tiny-2"
 
 
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:

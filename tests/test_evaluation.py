@@ -247,6 +247,8 @@ def test_shift_set_chooses_between_its_own_classes(imagenet_samples: list[Path],
     source = dataclasses.replace(whole, name="imagenet_a")
     with pytest.raises(InputError, match=r"n01440764.*not to choose from: --subset"):
         evaluate(tiny_clip(), source, head=(W, b), workers=0)
+    with pytest.raises(InputError, match=r"n01440764.*not to choose from: name it among the classes"):
+        evaluate(tiny_clip(), whole, classes=["cat", "dog"], workers=0)
 
 
 def test_subset_of_a_store_is_that_of_the_pictures(imagenet_samples: list[Path], tmp_path: Path) -> None:

@@ -213,6 +213,21 @@ def test_a_file_in_the_way_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         (tmp_path / "nowhere").read_text()
 
 
+def test_an_interrupted_experiment_is_no_traceback() -> None:
+    """Ctrl-C ends an experiment as it ends the other commands."""
+    with pytest.raises(SystemExit) as stopped, studies.exit_on_input_error():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130
+
+
+def test_sets_that_no_model_has_are_printed(made: Study, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without the reference nothing runs: a terminal that says "not run" of everything is to say why."""
+    reproduce.show(dataclasses.replace(made), tmp_path, [])
+    assert "no model has" not in capsys.readouterr().out
+    reproduce.show(dataclasses.replace(made, reference="mine", shifts=("other",)), tmp_path, [])
+    assert "no model has representations of mine, other" in capsys.readouterr().out
+
+
 def test_what_is_printed_of_a_study_is_no_markup(made: Study, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     absent = dataclasses.replace(made.models[0], name="absent[/lr]")
     study = studies.with_models(made, [absent])

@@ -455,14 +455,17 @@ def test_opening_says_what_is_wrong(tmp_path: Path, whole: Representations, sour
             open_store(store, whole.folder.name)
 
 
-def test_a_store_has_the_datas_name_of_today(tmp_path: Path, folder: Path) -> None:
-    """Analyses know a set by its name: a folder that is renamed is found again, and known by the new one."""
+def test_a_store_has_the_names_of_today(tmp_path: Path, folder: Path) -> None:
+    """Studies know a set and a model by their names: what is renamed is found again, and known by the new one."""
     shutil.copytree(folder, tmp_path / "unnamed")
     first = embed(tiny_clip(), open_source(tmp_path / "unnamed"), tmp_path / "store", **SMALL)
     (tmp_path / "unnamed").rename(tmp_path / "imagenet-a")
     again = embed(tiny_clip(), open_source(tmp_path / "imagenet-a"), tmp_path / "store", **SMALL)
     assert again.folder == first.folder and again.name == "imagenet-a"
     np.testing.assert_array_equal(again[:], first[:])
+    renamed = changed(tiny_clip(), dataclasses.replace(tiny_clip().config, name="mine"))
+    again = embed(renamed, open_source(tmp_path / "imagenet-a"), tmp_path / "store", **SMALL)
+    assert again.folder == first.folder and again.manifest["model"]["name"] == "mine"
 
 
 def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -69,6 +69,29 @@ def test_finetune_begins_with_the_zero_shot_head_and_interpolates(folder: Path, 
         runs.finetune(folder / "clip", source, out, dataclasses.replace(RECIPE, epochs=9), classes=NAMES)
 
 
+def test_a_trained_model_is_called_as_the_study_calls_it(folder: Path, tmp_path: Path, capsys) -> None:
+    """The paper's study knows models by name: one that training cannot give would never be in it."""
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps(NAMES))
+    common = ["--data", str(folder / "data"), "--batch-size", "4", "--epochs", "1", "--workers", "0"]
+    tune = ["finetune", "--model", str(folder / "clip"), "--classes", str(names), *common]
+    tune += ["--out", str(tmp_path / "tuned"), "--name"]
+    assert main([*tune, "RN50/openai_ft_in1k"]) == 0, capsys.readouterr().err
+    assert checkpoint.read_config(tmp_path / "tuned" / "last").name == "RN50/openai_ft_in1k"
+    assert main([*tune, "RN50/cc12m_ft_in1k"]) == 2 and "whose name is another" in capsys.readouterr().err
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from jaxclip.config import ModelConfig, Preprocess, ResNet\nfrom jaxclip.training.recipe import Recipe\n"
+        "VISION = ResNet(32, (1,), width=4, block='basic', stem='3x3')\n"
+        "MODEL = ModelConfig('a', VISION, Preprocess(32), num_classes=2)\n"
+        "RECIPE = Recipe(1, 4, dtype='float32')\n"
+    )
+    out = tmp_path / "trained"
+    train = ["train", "supervised", "--config", str(recipe), *common, "--out", str(out), "--name", "mine"]
+    assert main(train) == 0, capsys.readouterr().err
+    assert checkpoint.read_config(out / "last").name == "mine"
+
+
 def test_head_alone_leaves_the_encoder(folder: Path) -> None:
     """And lp-ft moves both, from the probe's head. Rounded in the moving average, what is frozen would drift."""
     source = open_source(folder / "data")

@@ -1,8 +1,9 @@
 """The paper's study: all its models, ImageNet with its five shifts, and Broden.
 
-Under ``root`` are ``checkpoints/NAME`` (``jaxclip convert --model NAME --out root/checkpoints/NAME``; the fine-tuned
-and trained ones come from training) and ``store`` (``jaxclip embed --model root/checkpoints/NAME --data SET --out
-root/store``, for each set). What is not there is skipped, and named.
+Under ``root`` are ``checkpoints/NAME`` (``jaxclip convert --model NAME --out root/checkpoints/NAME``) and ``store``
+(``jaxclip embed --model root/checkpoints/NAME --data SET --out root/store``, for each set). What ``jaxclip models``
+says is trained here comes from ``jaxclip finetune`` and ``jaxclip train``, with ``--name NAME``, by which alone the
+study knows it: put, or link, the run's ``last`` at ``root/checkpoints/NAME``. What is not there is skipped, and named.
 """
 
 from pathlib import Path

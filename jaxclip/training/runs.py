@@ -47,6 +47,7 @@ def finetune(
     recipe: Recipe,
     *,
     mode: Mode = "full",
+    name: str | None = None,
     probe_epochs: float | None = None,
     classes: Sequence[str] | Mapping[str, str] | None = None,
     templates: Sequence[str] | None = None,
@@ -68,6 +69,7 @@ def finetune(
         recipe: How.
         mode: ``full``: end to end. ``lp-ft``: first the head alone, then end to end (Kumar et al. 2022). ``head``: the
             head alone.
+        name: Of the checkpoints; None is the CLIP's with ``-finetuned``.
         probe_epochs: How long the head is trained alone in ``lp-ft``; None is once over the data.
         classes: As in :func:`jaxclip.evaluation.evaluate`.
         templates: Prompts of the zero-shot head; None means ImageNet's 80.
@@ -93,13 +95,13 @@ def finetune(
     labels = _one_each(source, answers)
     _check_validation(validation, classes, names)
     config = checkpoint.read_config(model)
-    name = config.name
     if config.text is None:
         raise InputError(f"{model} is a classifier: fine-tuning from the zero-shot head needs a CLIP")
+    called = f"{config.name}-finetuned" if name is None else name
     phases = {"full": ["full"], "lp-ft": ["head", "full"], "head": ["head"]}[mode]
     lengths = [recipe.length(len(source), epochs) for epochs in (probe_epochs, recipe.epochs)[-len(phases) :]]
     what = {"finetune": str(model), "mode": mode, "probe_epochs": probe_epochs, "recipe": recipe}
-    what |= {"data": source.fingerprint(), "classes": names, "templates": templates}
+    what |= {"data": source.fingerprint(), "classes": names, "templates": templates, "name": name}
     _begin(out, what, recipe, source, workers, tensorboard)
     with together("write the zero-shot head"):
         if jax.process_index() == 0 and not (_begun(out) and (out / ZERO_SHOT).exists()):
@@ -107,7 +109,7 @@ def finetune(
     start = out / ZERO_SHOT
     for number, (phase, steps) in enumerate(zip(phases, lengths, strict=True)):
         config, module = _restore(start, recipe)
-        config = dataclasses.replace(config, name=f"{name}-finetuned")
+        config = dataclasses.replace(config, name=called)
         mix = make_mix(recipe.augment)
         objective = Classes(config.preprocess.mean, config.preprocess.std, recipe.label_smoothing, True, mix)
         trainable: Callable[[str], bool] = (
