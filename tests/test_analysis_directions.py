@@ -79,6 +79,14 @@ def test_planted_privileged_direction_is_found_and_tied_to_its_feature():
     assert found.max_over_mean > 10
 
 
+def test_a_direction_loads_on_features_of_either_sign():
+    """By magnitude, each with its sign: a direction may read an outlier feature downwards. All where k is above d."""
+    features, loadings = largest_coordinates([[0.1, -0.7, 0.5, 0.0], [-0.2, 0.3, 0.4, -0.9]], k=3)
+    assert features.tolist() == [[1, 2, 0], [3, 2, 1]]
+    assert loadings.tolist() == [[-0.7, 0.5, 0.1], [-0.9, 0.4, 0.3]]
+    assert largest_coordinates(np.eye(4), k=5)[0].shape == (4, 4)
+
+
 def test_rows_of_zeros_count_as_no_alignment():
     """A dead representation has no direction: it neither makes NaN nor counts as aligned."""
     W, h, _ = problem(2)
