@@ -42,7 +42,7 @@ def test_loss_of_classes_is_numpy_s(unit: bool) -> None:
     model: Any = SimpleNamespace(encode_image=lambda images: encode(images, U), head=LinearHead())
     h = PIXELS @ U
     logits = (h / np.linalg.norm(h, axis=1, keepdims=True) if unit else h) @ W
-    labels = (logits.argmax(1) + [0, 0, 1, 0, 0, 2]) % 4  # four of six are right
+    labels = (logits.argmax(1) + np.array([0, 0, 1, 0, 0, 2])) % 4  # four of six are right
     mixed = 0.7 * np.eye(4)[labels] + 0.3 * np.eye(4)[labels[::-1]]
     for mix, targets in ((None, np.eye(4)[labels]), (lambda key, x, y: (x, 0.7 * y + 0.3 * y[::-1]), mixed)):
         objective = Classes(MEAN, STD, smoothing=0.2, unit=unit, mix=mix)
