@@ -192,6 +192,31 @@ def test_balanced_negatives_are_compared_within_the_sample(monkeypatch):
         np.testing.assert_allclose(found[:, c], best[:, 0], atol=1e-6)
 
 
+def test_the_least_number_and_the_least_precision_are_enough():
+    """A concept in exactly ``min_images`` images is tested, and a precision of exactly the threshold encodes. With one
+    feature every random direction is the given one, so random directions find what it finds; permuted labels do not.
+    """
+    concepts = np.arange(60)[:, None] < (5, 4)
+    h = np.where(concepts[:, :1], -1, 1) + np.linspace(0, 0.5, 60, dtype=np.float32)[:, None]
+    found = concept_counts(h, concepts, [[1.0]], 1.0, "all", key=KEY, min_images=5)
+    assert (found.skipped, found.directions.encoded.tolist()) == (1, [[True, False]])
+    assert found.directions.unique_over([1.0]).tolist() == [1] == [found.random_directions.unique]
+    assert found.permuted_labels.unique == 0
+
+
+def test_both_baselines_are_drawn_by_the_key():
+    """The given directions are the same for all keys, with all negatives; each baseline is another, as a baseline that
+    is drawn once for all cannot tell how far chance goes.
+    """
+    h, labels = problem(5, 128, 6, 4)
+    labels[:30] = True
+    a, b = (concept_counts(h, labels, np.eye(6), negatives="all", key=jax.random.key(k)) for k in (0, 1))
+    np.testing.assert_array_equal(a.directions.average_precision, b.directions.average_precision)
+    for baseline in ("random_directions", "permuted_labels"):
+        one, other = (getattr(counts, baseline).average_precision for counts in (a, b))
+        assert (one != other).all(), baseline
+
+
 @few
 @given(seeds)
 def test_counts_do_not_depend_on_sign_or_length_of_directions(seed):

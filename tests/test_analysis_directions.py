@@ -79,6 +79,14 @@ def test_planted_privileged_direction_is_found_and_tied_to_its_feature():
     assert found.max_over_mean > 10
 
 
+def test_a_direction_loads_on_features_of_either_sign():
+    """By magnitude, each with its sign: a direction may read an outlier feature downwards. All where k is above d."""
+    features, loadings = largest_coordinates([[0.1, -0.7, 0.5, 0.0], [-0.2, 0.3, 0.4, -0.9]], k=3)
+    assert features.tolist() == [[1, 2, 0], [3, 2, 1]]
+    assert loadings.tolist() == [[-0.7, 0.5, 0.1], [-0.9, 0.4, 0.3]]
+    assert largest_coordinates(np.eye(4), k=5)[0].shape == (4, 4)
+
+
 def test_rows_of_zeros_count_as_no_alignment():
     """A dead representation has no direction: it neither makes NaN nor counts as aligned."""
     W, h, _ = problem(2)
@@ -116,7 +124,7 @@ def pruned_accuracy(W, h, labels, fraction, subset=None, bias=0.0, kind="cosine"
     return (logits.argmax(1)[:, None] == labels.reshape(len(h), -1)).any(1).mean()
 
 
-FRACTIONS = (0.0, 0.13, 0.5, 0.3, 0.9, 1.0, 1.0)
+FRACTIONS = (0.0, 0.13, 0.5, 2.5 / 24, 0.9, 1.0, 1.0)  # 2.5 of 24 directions are 3, half rounded up
 
 
 @pytest.mark.parametrize("subset", [None, (1, 3, 4, 150)])

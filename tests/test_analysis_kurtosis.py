@@ -93,6 +93,23 @@ def test_planted_outlier_features_are_found():
     assert outlier_features(h, threshold=1e3).features.size == 0
 
 
+def test_outlier_features_are_the_definition_s():
+    """Of heavy-tailed activations with a mean, share and order are numpy's: |h_i|, not centred, over the image's own
+    population deviation; all images count, also constant ones, which have no outlier; of equal shares the larger first.
+    """
+    h = (np.random.default_rng(3).standard_t(3, (200, 24)) + 0.7).astype(np.float32)
+    h[:, 7], h[:, 19] = 30, -40  # outliers in all images but the constant ones
+    h[5], h[90] = 2.5, 0
+    deviation = h.astype(np.float64).std(1, keepdims=True)
+    share = ((np.abs(h) > 0.4 * deviation) & (deviation > 0)).mean(0)
+    found = outlier_features(h, threshold=0.4)
+    np.testing.assert_array_equal(found.share, share)
+    assert 0 < np.sort(share)[-3] < share[7] == share[19] == 0.99, "the case tests nothing"
+    mean = np.abs(h.astype(np.float64)).mean(0)
+    np.testing.assert_allclose(found.mean_abs, mean, rtol=1e-6)
+    assert found.features.tolist() == sorted(range(24), key=lambda i: (-share[i], -mean[i]))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("function", [activation_kurtosis, outlier_features])
 def test_bad_row_is_named(function, bad):

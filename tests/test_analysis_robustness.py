@@ -149,6 +149,37 @@ def test_missing_and_extreme_accuracies():
     assert (found.fits["imagenet_a"].models, found.fits["imagenet_a"].excluded) == (10, 2)
 
 
+def test_accuracies_of_1_have_no_logit():
+    """A baseline with an accuracy of 0 or 1, on ImageNet or under shift, is left out of the line, which stays exact."""
+    model, baselines = planted(1.2, -0.5, 0.05)
+    baselines = {name: np.append(values, values[[3, 5, 7]]) for name, values in baselines.items()}
+    baselines["imagenet"][12:14] = 0, 1
+    baselines["imagenet_v2"][14] = 1
+    baselines["imagenet_r"][14] = 0
+    fits = effective_robustness(model, baselines, samples=50).fits
+    for shift, fit in fits.items():
+        assert fit[:3] == pytest.approx((1.2, -0.5, 1), abs=1e-4), shift
+        assert fit[3:] == ((12, 3) if shift in ("imagenet_v2", "imagenet_r") else (13, 2))
+
+
+def test_interval_of_the_mean_is_of_one_draw_for_all_shifts():
+    """Where two shifts' residuals cancel, their mean hardly moves with the baselines, however much each shift does: a
+    mean of intervals, or a draw for each shift, would be as wide as theirs.
+    """
+    x = np.linspace(0.4, 0.8, 30)
+    residual = 0.4 * np.random.default_rng(0).standard_normal(30)
+    up, down = (1 / (1 + np.exp(-sign * residual)) for sign in (1, -1))  # whatever x, so that both are around 0.5
+    shifts = ("imagenet_v2", "imagenet_sketch")
+    baselines, model = (
+        {"imagenet": x, shifts[0]: up, shifts[1]: down},
+        {"imagenet": [0.6], **{shift: [0.5] for shift in shifts}},
+    )
+    found = effective_robustness(model, baselines, samples=300, shifts=shifts)
+    width = {shift: float(np.ptp(found.shift_interval[shift])) for shift in shifts}
+    assert min(width.values()) > 0.05
+    assert np.ptp(found.mean_interval) < 0.001
+
+
 def test_bad_tables():
     """Each mistake is one clear error that names table, column and row."""
     model, baselines = planted(1, -1, 0.0)

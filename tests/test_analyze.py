@@ -1,20 +1,31 @@
 """`jaxclip analyze` and `jaxclip robustness`: one synthetic model with planted truths, through the command line."""
 
 import csv
+import inspect
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import synthetic_study as synthetic
+from sklearn.metrics import average_precision_score
 from tiny import tiny_clip
 
 from experiments.effective_robustness import scatter
 from jaxclip import analyze
-from jaxclip.analysis import SHIFTS
+from jaxclip.analysis import (
+    SHIFTS,
+    concept_counts,
+    effective_robustness,
+    outlier_features,
+    privileged_directions,
+    prune_sweep,
+)
 from jaxclip.cli import main
 from jaxclip.datasets import class_subset, label_map
+from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
 from jaxclip.model import load_model
 from jaxclip.sections import Section
@@ -200,6 +211,116 @@ def test_shares_that_are_pruned() -> None:
     fine = analyze.Pruning([0.0, 0.796, 0.799, 0.803], {})
     assert fine.at([1.0, 0.7, 0.6, 0.5], 0.8) == 0.6, "the first within reach, not the nearest"
     assert np.isnan(found.mean(["a", "b", "c"])).all()
+
+
+def test_defaults_are_the_method_s() -> None:
+    """Another default is another number in every table, and one of the kernels that is not the options' is two."""
+    options = analyze.Options()
+    for function, given in (
+        (privileged_directions, {"importance": options.importance}),
+        (prune_sweep, {"importance": options.importance}),
+        (outlier_features, {"threshold": options.outlier_threshold}),
+        (effective_robustness, {"x": options.x}),
+        (
+            concept_counts,
+            {
+                "threshold": options.concept_threshold,
+                "negatives": options.negatives,
+                "min_images": options.min_images,
+            },
+        ),
+    ):
+        parameters = inspect.signature(function).parameters
+        assert {name: parameters[name].default for name in given} == given, function.__name__
+    assert (options.importance, options.outlier_threshold, options.x) == ("cosine", 6, "full")
+    assert (options.directions, options.concept_threshold, options.negatives) == ("head", 0.9, "balanced")
+    assert options.fractions == tuple(np.linspace(0, 1, 101).round(2))
+    assert options.min_images == 20, "of chance see concept_counts, which says what 20 images are enough for"
+
+
+def test_options_reach_the_kernels_of_a_head() -> None:
+    """The threshold, the importance, the head's bias and the classes to choose from, against numpy: an option that is
+    passed over gives the default's numbers under the other's name.
+    """
+    rng = np.random.default_rng(0)
+    W, b = rng.standard_normal((9, 6)).astype(np.float32), 2 * rng.standard_normal(9).astype(np.float32)
+    h = rng.standard_normal((80, 6)) * rng.exponential(size=(80, 1)) ** 2 * np.array([1, 1, 1, 1, 1, 4])
+    h, classes = h.astype(np.float32), np.array([1, 2, 4, 8])
+    data = analyze.Labelled(h, rng.choice(classes, 80), np.eye(9, dtype=bool), classes)
+    head = analyze.Head(W, b, "made up")
+    share = analyze.activations(h, analyze.Options(outlier_threshold=1.5)).share
+    np.testing.assert_array_equal(share, (np.abs(h) > 1.5 * h.std(1, keepdims=True)).mean(0))
+
+    _, sigma, v = np.linalg.svd(W.astype(np.float64), full_matrices=False)
+    projected = sigma * np.abs(h @ v.T).mean(0)
+    options = analyze.Options(importance="projection", fractions=(0.0, 0.5, 1.0))
+    ranked = analyze.rank(head, h, options)
+    found = analyze.directions(ranked, options)
+    np.testing.assert_allclose(found.importance, projected, rtol=1e-5)
+    order = np.argsort(-projected)
+    assert found.kind == "projection" and found.order == order.tolist() != list(range(6))
+    assert found.features == np.argsort(-np.abs(v[order[: analyze.LEADING]]), axis=1)[:, : analyze.LEADING].tolist()
+
+    def right(kept: np.ndarray) -> float:
+        logits = h @ v[kept].T @ v[kept] @ W.T + b
+        return (classes[logits[:, classes].argmax(1)] == data.labels).mean()
+
+    assert analyze.accuracy(head, data).value == pytest.approx(right(np.arange(6)), abs=1e-9)
+    assert analyze.prune(head, ranked, data, options) == pytest.approx([right(order[:k]) for k in (6, 3, 0)], abs=1e-9)
+
+
+def test_outliers_are_features_of_half_the_images() -> None:
+    """Sorted by share, then by mean: what is listed as outlier features, of which half the images is enough."""
+    found = analyze.Activations(9.0, 0.1, 8, 0, 6.0, [1.0, 5.0, 9.0, 6.0, 7.0], [0.5, 1.0, 0.375, 1.0, 0.75])
+    assert found.outliers == [3, 1, 4, 0]
+
+
+def test_options_reach_the_concepts() -> None:
+    """Threshold, negatives, least number of images and seed, against scikit-learn; concepts come by the number of
+    directions, then by average precision, each with the images that its best direction scores highest.
+    """
+    rng = np.random.default_rng(1)
+    n, d = 90, 5
+    labels = rng.random((n, 6)) < (0.3, 0.3, 0.3, 0.3, 0.1, 0.02)
+    h = rng.standard_normal((n, d)).astype(np.float32)
+    for concept, feature, step in ((0, 0, 2.5), (1, 1, -2.5), (1, 2, 2.4), (2, 3, 2.0), (4, 4, 4.0)):
+        h[:, feature] += step * labels[:, concept]
+    names = tuple("abcdef")
+    shown = Concepts(scipy.sparse.csr_array(labels), names, ("object",) * 6)
+    ids = [f"{row}.png" for row in range(n)]
+    options = analyze.Options(
+        concept_threshold=0.7, concept_thresholds=(0.6, 0.7, 0.95), negatives="all", min_images=5, seed=3
+    )
+    found = analyze.summarise_concepts(h, ids, shown, np.eye(d, dtype=np.float32), options)
+    signed = np.array([[[average_precision_score(y, sign * s) for y in labels.T[:5]] for s in h.T] for sign in (1, -1)])
+    precision = signed.max(0)
+    times = (precision >= 0.7).sum(0)
+    assert found.encoded == {names[c]: times[c] for c in range(5) if times[c]} and times.tolist() == [1, 2, 1, 0, 1]
+    assert found.unique_over["directions"] == [(precision.max(0) >= t).sum() for t in (0.6, 0.7, 0.95)]
+    assert (found.tested, found.skipped, found.min_images, found.threshold) == (5, 1, 5, 0.7)
+    order = sorted(np.flatnonzero(times), key=lambda c: (-times[c], -precision[:, c].max()))
+    assert [b["concept"] for b in found.best] == [names[c] for c in order] != sorted(b["concept"] for b in found.best)
+    for b, c in zip(found.best, order, strict=True):
+        i = precision[:, c].argmax()
+        sign = 1 if signed[0, i, c] >= signed[1, i, c] else -1
+        assert (b["direction"], b["sign"], b["images"], b["directions"]) == (i, sign, labels[:, c].sum(), times[c])
+        assert b["average_precision"] == pytest.approx(precision[i, c], abs=1e-5)
+        assert b["top_images"] == [ids[row] for row in np.argsort(-sign * h[:, i])[:9]]
+
+    def sampled(seed: int) -> list[float]:
+        balanced = analyze.Options(concept_threshold=0.7, min_images=5, seed=seed)
+        best = analyze.summarise_concepts(h, ids, shown, np.eye(d, dtype=np.float32), balanced).best
+        return [b["average_precision"] for b in best]
+
+    assert sampled(3) == sampled(3) != sampled(4), "the seed is not that of the sample of negatives"
+
+
+def test_the_seed_is_the_bootstrap_s() -> None:
+    """Two seeds have two intervals and one estimate; else a reader's own seed would change nothing."""
+    accuracies = {"mine": [0.7], **{shift: [0.5] for shift in SHIFTS}}
+    a, again, b = (analyze.robustness("mine", accuracies, analyze.Options(seed=seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a.mean_interval, again.mean_interval)
+    assert (a.mean_interval != b.mean_interval).all() and a.mean == b.mean
 
 
 def test_some_of_the_shifts() -> None:

@@ -243,6 +243,23 @@ def test_findings_without_the_share_that_they_are_about(made: Study) -> None:
     assert [f.judge(study).agrees for f in findings.FINDINGS if "pruned" in f.paper] == [None, None]
 
 
+def test_no_finding_passes_on_no_evidence(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of no accuracy loses none of it, and of three models' orders one in six is perfect."""
+    judge = {finding.paper: finding.judge for finding in findings.FINDINGS}
+    (correlation,) = (judge[paper] for paper in judge if paper.startswith("Outlier features go with"))
+    (pruned,) = (judge[paper] for paper in judge if paper.endswith("little loss of accuracy."))
+    few = [model for model in made.models if model.name in list(kurtosis_vs_er.both(made))[:4]]
+    assert correlation(made).agrees is not None
+    assert correlation(studies.with_models(made, few)).agrees is None
+    assert pruned(made).agrees is not None
+    useless = {
+        name: dataclasses.replace(p, accuracy={k: [0.04 for _ in y] for k, y in p.accuracy.items()})
+        for name, p in studies.prunings(made).items()
+    }
+    monkeypatch.setattr(studies, "prunings", lambda study: useless)
+    assert pruned(made).agrees is None
+
+
 def test_findings_pass_where_planted_and_differ_where_not(made: Study) -> None:
     """The same numbers with the groups' names exchanged must not agree with the paper."""
     verdicts = [finding.judge(made).agrees for finding in findings.FINDINGS]

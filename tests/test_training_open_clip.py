@@ -19,7 +19,7 @@ from checkpoints_conversion.convert import convert, fill
 from jaxclip import checkpoint
 from jaxclip.training import losses
 from jaxclip.training.objectives import ImageText
-from jaxclip.training.optimizer import decays
+from jaxclip.training.optimizer import Optimizer, decays
 from jaxclip.training.state import make_step
 
 TEXT = {"context_length": 16, "vocab_size": 400, "width": 64, "heads": 4, "layers": 2}
@@ -123,6 +123,15 @@ def test_weight_decay_is_for_the_parameters_that_open_clip_decays(tmp_path: Path
         for target, value in through_table(state, from_open_clip(cfg, name)).items():
             if not target.endswith((".mean", ".var")):
                 assert (not decays(target)) == bool(value.all()), f"{target}: open_clip decides otherwise"
+
+
+def test_adam_s_defaults_are_open_clips_for_a_vit() -> None:
+    """PyTorch's b2 = 0.999 and eps = 1e-8 would be another recipe (Radford et al. 2021, table 18)."""
+    from open_clip_train.params import get_default_params
+
+    theirs = get_default_params("ViT-B-32")
+    cfg = Optimizer()
+    assert (cfg.b1, cfg.b2, cfg.eps) == (theirs["beta1"], theirs["beta2"], theirs["eps"])
 
 
 def test_clipped_scale() -> None:

@@ -204,6 +204,15 @@ def test_ends_with_and_without_a_logit_bias_have_no_line(folder: Path, tmp_path:
             interpolate_checkpoints(a, b, [0.5], tmp_path / "out")
 
 
+def test_ends_of_other_pixels_have_no_line(folder: Path, tmp_path: Path) -> None:
+    """A point between two models that are shown other pixels would be evaluated on one end's alone."""
+    cfg = tiny_clip().config
+    other = dataclasses.replace(cfg, preprocess=dataclasses.replace(cfg.preprocess, mean=(0.1, 0.2, 0.3)))
+    checkpoint.save(tmp_path / "other", other, checkpoint.named(tiny_clip().params))
+    with pytest.raises(InputError, match="their preprocess is not the same"):
+        interpolate_checkpoints(folder / "clip", tmp_path / "other", [0.5], tmp_path / "out")
+
+
 def test_no_point_of_a_line_is_written_where_one_is_there(folder: Path, tmp_path: Path) -> None:
     """Half of a line and an error would have to be cleared away by hand."""
     interpolate_checkpoints(folder / "clip", folder / "clip", [0.5], tmp_path)
