@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -490,6 +491,7 @@ def test_overfits_64_real_pictures(imagenet_samples: list[Path], tmp_path: Path)
         ("resnet101_supervised", "resnet101"),
         ("vit_b_16_supervised", "vit_b_16"),
         ("vit_b_32_supervised", "vit_b_32"),
+        ("vit_l_14_supervised", "vit_l_14"),
         ("clip_captions", "RN50"),
     ],
 )
@@ -499,3 +501,14 @@ def test_a_recipe_trains_the_published_architecture(name: str, architecture: str
     assert model is not None
     published = registry.model_config(architecture)
     assert model.vision == published.vision and model.text == published.text
+
+
+@pytest.mark.parametrize("name", ["RN50/imagenet_captions", "vit_l_14/imagenet1k"])
+def test_what_nobody_publishes_has_a_recipe(name: str) -> None:
+    """The registry names it, and the model has the name by which the paper's study knows it."""
+    entry = registry.lookup(name)
+    assert entry.source is None
+    config = re.search(r"`jaxclip train \w+ --config (\w+)`", entry.note)
+    assert config is not None, entry.note
+    _, model = recipe.read(config[1])
+    assert model is not None and model.name == name

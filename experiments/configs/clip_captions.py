@@ -10,7 +10,7 @@ from jaxclip.training.optimizer import Optimizer
 from jaxclip.training.recipe import Recipe
 
 MODEL = ModelConfig(
-    "RN50-imagenet-captions",
+    "RN50/imagenet_captions",
     CLIPResNet(224, (3, 4, 6, 3), 64, 32, 1024),
     Preprocess(224),
     Text(77, 49408, 512, 12, 8, 2048, 1024),

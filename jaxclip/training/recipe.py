@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import pkgutil
 import runpy
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +98,11 @@ def read(name: str) -> tuple[Recipe, ModelConfig | None]:
     except Exception as error:  # whatever the file does
         missing = error.name if isinstance(error, ModuleNotFoundError) and not name.endswith(".py") else None
         if missing and f"{module}.".startswith(f"{missing}."):
-            raise InputError(f"there is no configuration {name!r} in experiments/configs; a path ends in .py") from None
+            folder = importlib.import_module("experiments.configs").__path__
+            known = ", ".join(sorted(found.name for found in pkgutil.iter_modules(folder)))
+            raise InputError(
+                f"there is no configuration {name!r} in experiments/configs, which has {known}; a path ends in .py"
+            ) from None
         raise InputError(f"configuration {name} does not run: {type(error).__name__}: {error}") from error
     if not isinstance(found.get("RECIPE"), Recipe):
         raise InputError(f"configuration {name} has no RECIPE, a jaxclip.training.recipe.Recipe")
