@@ -85,6 +85,11 @@ def run(accuracies: Path | None = None, x: XAxis = "full", seed: int = 0) -> Sec
     groups = known if accuracies is None else [*known, user_models(accuracies)]
     judged = groups[-1]
     columns = judged.accuracies.columns
+    if missing := [c for shift in SHIFTS if shift in columns and (c := x_column(shift, x)) not in columns]:
+        raise InputError(
+            f"{accuracies} has no column {missing[0]!r}: measure it by `jaxclip evaluate --subset` of ImageNet, or "
+            "leave out --x subset"
+        )
     result = effective_robustness(columns, standard_models().columns, x, key=jax.random.key(seed))
     section = Section("Effective robustness")
     models_table(section, judged, result)

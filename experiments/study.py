@@ -367,7 +367,8 @@ def baselines(study: Study) -> Mapping[str, np.ndarray] | None:
 
 def _robustness(study: Study, table: Mapping[str, np.ndarray]) -> EffectiveRobustness | None:
     line = baselines(study)
-    if line is None and not (_imagenet(study) and not study.standard):
+    testbed = _imagenet(study) and not study.standard and set(study.shifts) <= set(SHIFTS)
+    if line is None and not testbed:
         return None
     return analyze.robustness(study.reference, table, study.options, baselines=line, shifts=study.shifts)
 

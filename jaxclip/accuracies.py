@@ -59,7 +59,7 @@ def read_accuracies(path: str | os.PathLike) -> Accuracies:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        raise InputError(f"{path}: {error.strerror}; give a CSV file") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not text: give a CSV file") from None
     return _parse(text, str(path))

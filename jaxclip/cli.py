@@ -155,6 +155,7 @@ def evaluate(
         [
             (name, f"{100 * a.value:.2f} %", f"{100 * a.low:.2f} – {100 * a.high:.2f} %", str(a.right), str(a.total))
             for name, a in (("top-1", result.top1), ("top-5", result.top5))
+            if name == "top-1" or result.head["classes"] > 5
         ],
     )
     _print_bad(result.bad_images, "no number above counts them")

@@ -253,6 +253,16 @@ def test_experiment_for_a_user_s_models(tmp_path):
     assert len(section.figures["effective-robustness"].axes) == 6, "five panels and the legend"
 
 
+def test_a_user_s_table_without_the_subset_columns(tmp_path):
+    """The message names the file and the command that measures what is missing; V2 and Sketch need no column."""
+    file = tmp_path / "my.csv"
+    file.write_text("model,imagenet,imagenet_v2,imagenet_a\nmine,0.7,0.65,0.2\n")
+    with pytest.raises(InputError, match=r"my.csv has no column 'imagenet_on_imagenet_a': .*evaluate --subset"):
+        experiment.run(file, "subset")
+    with pytest.raises(InputError, match="give a CSV file"):
+        experiment.run(tmp_path)
+
+
 def test_a_user_s_models_have_a_colour_of_their_own(tmp_path):
     """They are ink, which no training set has; more sets than colours share one, and it is said."""
     file = tmp_path / "my.csv"

@@ -243,6 +243,13 @@ def test_findings_without_the_share_that_they_are_about(made: Study) -> None:
     assert [f.judge(study).agrees for f in findings.FINDINGS if "pruned" in f.paper] == [None, None]
 
 
+def test_a_shift_that_the_testbed_has_not_judges_no_robustness(made: Study) -> None:
+    """It has no line there, which must not stop the study after hours."""
+    found = studies.accuracies(made)
+    assert studies.robustness(made, found) is not None
+    assert studies.robustness(dataclasses.replace(made, shifts=(*SHIFTS, "own")), found) is None
+
+
 def test_no_finding_passes_on_no_evidence(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of no accuracy loses none of it, and of three models' orders one in six is perfect."""
     judge = {finding.paper: finding.judge for finding in findings.FINDINGS}
