@@ -33,7 +33,7 @@ from experiments import (
 from experiments import study as studies
 from experiments.study import Experiment, Study
 from jaxclip import report
-from jaxclip.files import sha256
+from jaxclip.files import check_folder, sha256
 from jaxclip.progress import console
 from jaxclip.sections import GROUPS, Section, title, write
 
@@ -60,6 +60,7 @@ def main(config: Path, out: Path = Path("report"), root: Path | None = None) -> 
         root: The folder where checkpoints and store are. Left out: $JAXCLIP_ROOT, or this folder.
     """
     with studies.exit_on_input_error():
+        check_folder(out)
         study = dataclasses.replace(studies.load(config, root), results=out / "results")
         page, compared = reproduce(study, out, {"Configuration": f"{config.name} (SHA-256 {sha256(config)})"})
     show(study, page, compared)

@@ -31,7 +31,7 @@ from jaxclip.datasets.source import digest
 from jaxclip.datasets.subsets import plain_name
 from jaxclip.errors import InputError, to_mend
 from jaxclip.evaluation import Accuracy
-from jaxclip.files import new_file
+from jaxclip.files import check_folder, new_file
 from jaxclip.model import load_model
 from jaxclip.progress import progress
 from jaxclip.sections import GROUPS, Section, some, title, write
@@ -194,6 +194,7 @@ def main(run: Callable[[Study], Section]) -> None:
     """The command line of one experiment."""
 
     def command(config: Path, out: Path = Path("report"), root: Path | None = None) -> None:
+        check_folder(out)
         study = dataclasses.replace(load(config, root), results=out / "results")
         section = run(study)
         section.print()

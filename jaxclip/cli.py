@@ -259,6 +259,7 @@ def analyze(
         seed: Of the samples and the bootstrap intervals.
     """
     from jaxclip.analyze import Options, analyze_stored, save_json
+    from jaxclip.files import check_folder
     from jaxclip.model import load_model
     from jaxclip.sections import of_one, write
 
@@ -272,6 +273,7 @@ def analyze(
         min_images=min_images,
         seed=seed,
     )
+    check_folder(out)
     result = analyze_stored(load_model(model), data, options, data_dir)
     sections = of_one(result)
     for section in sections:
@@ -300,8 +302,10 @@ def robustness(
         seed: Of the bootstrap intervals.
     """
     from experiments.effective_robustness import run
+    from jaxclip.files import check_folder
     from jaxclip.sections import write
 
+    check_folder(out)
     section = run(accuracies, x, seed)
     section.print()
     print(f"written: {write(out, section.title, '', [section])}, tables and figures beside it")

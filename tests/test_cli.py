@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 from tiny import class_folders, tiny_classifier, tiny_clip
 
-from jaxclip import checkpoint, cli
+from experiments import effective_robustness, reproduce
+from experiments import study as studies
+from jaxclip import analyze, checkpoint, cli
 from jaxclip.errors import InputError
 from jaxclip.model import Model, load_model
 
@@ -155,6 +157,26 @@ def test_an_output_folder_that_is_a_file(
     printed = capsys.readouterr().err
     assert str(tmp_path / "file") in printed and "a file is in the way" in printed
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_in_a_reports_place_is_refused_before_the_work(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """An analysis takes minutes, a study hours: neither is to end in that there is no place for it."""
+
+    def worked(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it worked before it looked")
+
+    (tmp_path / "file").touch()
+    for module, name in ((effective_robustness, "run"), (analyze, "analyze_stored"), (studies, "load")):
+        monkeypatch.setattr(module, name, worked)
+    out = ("--out", tmp_path / "file")
+    for command in (("robustness", *out), ("analyze", "--model", classifier, "--data", tmp_path, *out)):
+        assert run(*command) == 2
+        assert "a file is in the way" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main(tmp_path / "config.py", out[1])
+    assert "a file is in the way" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option, value", [("--split", "val"), ("--data-dir", "tfds")])
