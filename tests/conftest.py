@@ -15,7 +15,7 @@ SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left() -> Iterator[None]:
-    """Each file begins without the programs of those before: thousands slow every later compilation by half."""
+    """Each file begins without the programs of those before: thousands slow every later compilation."""
     yield
     jax.clear_caches()
     gc.collect()
