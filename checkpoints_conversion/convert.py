@@ -62,7 +62,7 @@ def convert(
             source, digest = entry.mirror, None  # the same weights, in safetensors
     weights = open_weights(os.fspath(source), digest)
     if config is None:
-        config = describe(weights.configs, _name(os.fspath(source), weights))
+        config = describe(weights.configs, weights.name)
         if config is None:
             raise InputError(
                 f"nothing beside {weights.path} says what model it is: pass --model (see `jaxclip models`)"
@@ -87,13 +87,6 @@ def convert(
     arrays = fill(config, rows, weights)
     checkpoint.save(out, config, arrays, overwrite=overwrite)
     return config
-
-
-def _name(source: str, weights: Weights) -> str:
-    """Of a hub and a folder their own: the files in them are all called alike."""
-    if weights.revision is not None:
-        return source.removeprefix("hf-hub:").partition(":")[0].partition("@")[0]
-    return Path(source).resolve().name if Path(source).is_dir() else weights.path.stem
 
 
 def fill(config: ModelConfig, rows: Iterable[tables.Row], weights: Weights) -> dict[str, np.ndarray]:

@@ -33,6 +33,8 @@ class Weights:
 
     Attributes:
         path: The file.
+        name: What it is called: on the hub its repository, in a folder that (the files of both are all called alike),
+            else the file without its ending.
         shapes: Every tensor's name and shape.
         read: Name → the tensor as float32 (float16 and bfloat16 widened). A tensor can be read once: its memory is
             given back to the system where the format allows.
@@ -42,6 +44,7 @@ class Weights:
     """
 
     path: Path
+    name: str
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     configs: dict[str, Any]
@@ -60,7 +63,7 @@ def open_weights(source: str, expected_digest: str | None = None) -> Weights:
     Raises:
         InputError: There is no such source, or it is not a file of weights; the message says what it is instead.
     """
-    path, revision = _locate(source)
+    path, name, revision = _locate(source)
     folder = path.parent
     files = [folder / name for name in _shards(path)] if path.suffix == ".json" else [path]
     for file in files:
@@ -76,7 +79,7 @@ def open_weights(source: str, expected_digest: str | None = None) -> Weights:
             path.unlink()  # the same command downloads it again
         raise InputError(f"{path} has SHA-256 {digest}, not {expected_digest}: download it again")
     configs = {name: _read_json(folder / name) for name in CONFIG_FILES if (folder / name).is_file()}
-    return Weights(path, shapes, lambda name: readers[name](name), configs, digest, revision)
+    return Weights(path, name, shapes, lambda name: readers[name](name), configs, digest, revision)
 
 
 def _shards(index: Path) -> list[str]:
@@ -87,10 +90,11 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(names.values()))
 
 
-def _locate(source: str) -> tuple[Path, str | None]:
-    """The file of weights, downloaded where it is elsewhere, and the commit of one from the hub."""
+def _locate(source: str) -> tuple[Path, str, str | None]:
+    """The file of weights, downloaded where it is elsewhere; what it is called; and the commit of one from the hub."""
     if source.startswith(("https://", "http://")):
-        return _download(source), None
+        path = _download(source)
+        return path, path.stem, None
     try:
         path = Path(source).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -102,10 +106,10 @@ def _locate(source: str) -> tuple[Path, str | None]:
     if is_folder:
         for name in WEIGHT_FILES:
             if (path / name).is_file():
-                return path / name, None
+                return path / name, path.resolve().name, None
         raise InputError(f"{path} holds no weights: none of {', '.join(WEIGHT_FILES)} is in it")
     if is_file:
-        return path, None
+        return path, path.stem, None
     hub_id = source.removeprefix("hf-hub:")
     a_file = source.endswith((".pt", ".pth", ".bin", ".safetensors", ".json"))
     if source != hub_id or (not a_file and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source)):
@@ -113,8 +117,8 @@ def _locate(source: str) -> tuple[Path, str | None]:
     raise InputError(f"{source} does not exist: give a file, a folder, a hub id (org/name) or a URL")
 
 
-def _from_hub(hub_id: str) -> tuple[Path, str]:
-    """The best weights of a repository, with what they need beside them, all of one commit."""
+def _from_hub(hub_id: str) -> tuple[Path, str, str]:
+    """The best weights of a repository, with what they need beside them, all of one commit; its name; the commit."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -134,7 +138,7 @@ def _from_hub(hub_id: str) -> tuple[Path, str]:
             if path.suffix == ".json":
                 for shard in _shards(path):
                     huggingface_hub.hf_hub_download(repo, shard, revision=commit)
-            return path, commit
+            return path, repo, commit
     except InputError:
         raise
     except Exception as error:  # the client lets out what its transports, storage and parsers raise

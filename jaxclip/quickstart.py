@@ -31,7 +31,7 @@ from sklearn.model_selection import train_test_split
 from jaxclip import analyze, checkpoint, report
 from jaxclip.analysis import linear_cka
 from jaxclip.analyze import Activations, ConceptSummary, Directions, Head, Labelled, Options, Pruning
-from jaxclip.config import ModelConfig, Preprocess, Text, ViT, check_seed
+from jaxclip.config import ModelConfig, Preprocess, Text, ViT
 from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
 from jaxclip.evaluation import Accuracy
@@ -138,7 +138,7 @@ def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: i
             of range.
     """
     start, out, console = time.monotonic(), Path(out), Console()
-    check_seed(seed)
+    options = Options(fractions=FRACTIONS, seed=seed)
     _check_free(out)
     console.print(f"[bold yellow]{TOY}[/]")
     split_key, train_key, shift_key = jax.random.split(jax.random.key(seed), 3)
@@ -168,7 +168,6 @@ def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: i
     accuracy = {n: {s: analyze.accuracy(heads[n], x) for s, x in mine.items()} for n, mine in data.items()}
     console.print(_console_table(accuracy))
 
-    options = Options(fractions=FRACTIONS, seed=seed)
     h = {name: mine[HELD_OUT].h for name, mine in data.items()}
     ranked = {name: analyze.rank(heads[name], h[name], options) for name in models}
     shown = np.array([np.isin(labels, digits) for digits in CONCEPTS.values()]).T

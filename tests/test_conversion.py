@@ -393,7 +393,7 @@ def test_url(tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file(tensors, tmp_path / "clip.safetensors")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     url = (tmp_path / "clip.safetensors").as_uri()
-    monkeypatch.setattr(sources, "_locate", lambda source: (sources._download(source), None))
+    monkeypatch.setattr(sources, "_locate", lambda source: (sources._download(source), "clip", None))
     opened = sources.open_weights(url)
     assert opened.path.is_relative_to(tmp_path / "cache") and set(opened.shapes) == set(tensors)
     with pytest.raises(InputError, match="SHA-256"):
