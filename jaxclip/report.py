@@ -25,6 +25,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
+import jaxclip
 from jaxclip.data import read_bytes
 
 COLUMN, WIDE = 3.4, 7.0
@@ -208,11 +209,12 @@ def provenance(facts: Mapping[str, object]) -> str:
 
 def environment() -> dict[str, str]:
     """The software and the device, for :func:`provenance`."""
-    packages = ("jaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "pillow")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "pillow")
+    versions = {"jaxclip": jaxclip.__version__} | {name: importlib.metadata.version(name) for name in packages}
     return {
         "Device": f"{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})",
         "Platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "Packages": ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages),
+        "Packages": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
 

@@ -13,6 +13,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the networ
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("cpu") and jax.default_backend() != "cpu":
+        pytest.skip("done on a CPU alone")
+
+
+@pytest.fixture
+def float32_products() -> Iterator[None]:
+    """On every device: layers multiply as their caller asks (a GPU in TF32), which `jaxclip.model` and training do."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left() -> Iterator[None]:
     """Each file begins without the programs of those before: thousands slow every later compilation."""

@@ -95,6 +95,7 @@ def test_import_leaves_the_cache_as_it_is() -> None:
     assert done.stdout.strip() == "None", done.stdout + done.stderr
 
 
+@pytest.mark.cpu
 def test_float32_products_are_left_to_xla_and_others_to_ynnpack() -> None:
     """On a CPU: were the option unknown to this jaxlib, encoders would be slower without a word."""
     x = jax.numpy.ones((64, 64))
@@ -111,6 +112,7 @@ def test_a_gpu_leaves_products_to_cublas(monkeypatch: pytest.MonkeyPatch) -> Non
         assert compiler.compiler_options.__wrapped__(ynnpack_products=True) == expected
 
 
+@pytest.mark.cpu
 def test_a_compiler_that_does_not_know_the_option_is_not_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else no model would run with a jaxlib that calls it otherwise."""
     monkeypatch.setattr(compiler, "KERNELS", "xla_cpu_no_such_option")

@@ -13,6 +13,8 @@ from jaxclip.models import clip, convolutions
 from jaxclip.models.convolutions import Conv3x3, Pointwise, conv
 from jaxclip.models.winograd import WIDE, conv3x3, picture_gradient
 
+pytestmark = pytest.mark.usefixtures("float32_products")
+
 BFLOAT16 = jnp.dtype("bfloat16")
 FLOAT32 = jnp.dtype("float32")
 
@@ -51,6 +53,7 @@ def test_winograds_gradient_is_the_convolutions(height: int, width: int) -> None
     assert relative(picture_gradient(kernel, gradient), of_x) < 2e-6
 
 
+@pytest.mark.cpu
 def test_training_takes_winograds_gradient() -> None:
     """Through the layer as training has it, with as many channels as they are for."""
     layer = conv(WIDE, WIDE + 1, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
@@ -113,6 +116,7 @@ def test_convolutions_in_bfloat16(channels: int, training: bool) -> None:
     assert relative(of_state["kernel"][...], of_kernel) < 2**-7
 
 
+@pytest.mark.cpu
 def test_what_computes_a_convolution_of_3x3() -> None:
     """Wide ones on a CPU take 16 matrix products, their picture's gradient as many; others, and kernels' gradients, are
     XLA's.
@@ -142,6 +146,7 @@ def test_what_computes_a_convolution_of_3x3() -> None:
     assert program(layer.__call__) == (16, 0)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     "vision",
     [config.ResNet(64, (1, 2, 1, 1), 64), config.CLIPResNet(64, (1, 1, 2, 1), 64, 32, 24)],

@@ -20,6 +20,8 @@ from jaxclip.models.layers import BatchNorm, LayerNorm, interpolate_positions, j
 from jaxclip.models.resnet import max_pool
 from jaxclip.models.transformer import Transformer
 
+pytestmark = pytest.mark.usefixtures("float32_products")
+
 TINY = config.ViT(image_size=32, patch_size=8, width=48, layers=4, heads=3, mlp_width=96, output_dim=24)
 TEXT = config.Text(16, 100, 32, 2, 2, 64, 24, eos_id=99)
 PIXELS = config.Preprocess(32)
@@ -302,7 +304,7 @@ def test_position_interpolation_is_open_clips() -> None:
         want = torch.nn.functional.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)
         ours = interpolate_positions(jnp.asarray(positions), grid)
         np.testing.assert_array_equal(ours[0], positions[0])
-        np.testing.assert_allclose(ours[1:], want[0].permute(1, 2, 0).reshape(-1, 12), atol=2e-6)
+        np.testing.assert_allclose(ours[1:], want[0].permute(1, 2, 0).reshape(-1, 12), rtol=2e-6, atol=2e-6)
 
 
 def test_towers_take_another_resolution(images: jax.Array) -> None:
@@ -423,7 +425,9 @@ def test_which_device_has_flash_attention(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "quick_gelu"])
 def test_activations_are_pytorchs(name: str) -> None:
-    """Over the whole range, slopes too; bfloat16 differs by its own rounding of the result alone."""
+    """Over the whole range, slopes too; bfloat16 differs by its own rounding of the result alone; on a
+    GPU by that of each step, too.
+    """
     torch = pytest.importorskip("torch")
     gelu = torch.nn.functional.gelu
     oracles = {
@@ -440,7 +444,9 @@ def test_activations_are_pytorchs(name: str) -> None:
     np.testing.assert_allclose(slopes, x.grad.numpy(), rtol=1e-5, atol=5e-6)
     half = ours.astype(jnp.bfloat16)
     rounded = layers.activate(name, half.astype(jnp.float32)).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(layers.activate(name, half), rounded)
+    allowed = 0 if jax.default_backend() == "cpu" else 2**-6
+    found, want = (a.astype(jnp.float32) for a in (layers.activate(name, half), rounded))
+    np.testing.assert_allclose(found, want, rtol=allowed, atol=allowed)
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "quick_gelu"])
@@ -551,6 +557,7 @@ def test_a_join_is_the_relu_of_a_sum() -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("of", "training"), [("ViT", True), *itertools.product(("basic", "bottleneck", "CLIP"), (True, False))]
 )

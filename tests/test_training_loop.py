@@ -269,6 +269,7 @@ print(sorted(taken[5:])[5])
 """
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 def test_a_step_takes_no_fresh_memory() -> None:
     """Its buffer of 64 MB is that of a step before; called after the imports, keep_memory would do nothing."""

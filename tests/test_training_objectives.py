@@ -11,6 +11,8 @@ import pytest
 from jaxclip.training import losses
 from jaxclip.training.objectives import Classes, ImageText
 
+pytestmark = pytest.mark.usefixtures("float32_products")
+
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 2, 2, 3), np.uint8)
