@@ -144,7 +144,7 @@ def _from_hub(hub_id: str) -> tuple[Path, str, str]:
     except Exception as error:  # the client lets out what its transports, storage and parsers raise
         raise InputError(
             f"Hugging Face repository {place} cannot be read ({type(error).__name__}: {reason(error)}); "
-            "for a local file, check the path"
+            f"for a file of your own, check its path: there is no {hub_id} here"
         ) from error
     wanted = file or "weights that jaxclip reads"
     if any(isinstance(error, LocalEntryNotFoundError) for error in missing):

@@ -547,7 +547,7 @@ def test_a_hub_that_answers_badly_is_one_error(hub, how: str, tmp_path: Path, mo
 
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # between retries
     hub(how)
-    with pytest.raises(InputError, match=r"repository lab/clip cannot be read \(\w+: \S.*check the path") as error:
+    with pytest.raises(InputError, match=r"repository lab/clip cannot be read \(\w+: \S.*check its path") as error:
         convert("lab/clip", None, tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 

@@ -440,8 +440,12 @@ def test_a_configuration_that_does_not_run_is_named(content: str, says: str, tmp
     (tmp_path / "bad.py").write_text(content)
     with pytest.raises(InputError, match=says):
         recipe.read(str(tmp_path / "bad.py"))
-    with pytest.raises(InputError, match="there is no configuration 'nowhere'"):
+    with pytest.raises(InputError, match="there is no configuration 'nowhere'") as error:
         recipe.read("nowhere")
+    named = re.search("which has (.*);", str(error.value))
+    assert named and len(names := named[1].split(", ")) > 4
+    for name in names:  # a study's configuration, named here, would be refused next
+        recipe.read(name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,8 +98,9 @@ def read(name: str) -> tuple[Recipe, ModelConfig | None]:
     except Exception as error:  # whatever the file does
         missing = error.name if isinstance(error, ModuleNotFoundError) and not name.endswith(".py") else None
         if missing and f"{module}.".startswith(f"{missing}."):
-            folder = importlib.import_module("experiments.configs").__path__
-            known = ", ".join(sorted(found.name for found in pkgutil.iter_modules(folder)))
+            configs = importlib.import_module("experiments.configs")
+            modules = [module.name for module in pkgutil.iter_modules(configs.__path__, f"{configs.__name__}.")]
+            known = ", ".join(m.rpartition(".")[2] for m in modules if hasattr(importlib.import_module(m), "RECIPE"))
             raise InputError(
                 f"there is no configuration {name!r} in experiments/configs, which has {known}; a path ends in .py"
             ) from None
