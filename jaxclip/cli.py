@@ -350,11 +350,10 @@ class _TrainingOptions:
 
     def source(self, data: str) -> "Source":
         """The training data: of a known data set the train split, where none is named."""
-        from jaxclip.datasets import open_source
-        from jaxclip.datasets.named import KNOWN
+        from jaxclip.datasets import is_known, open_source
 
-        known = data.partition("/")[0] in KNOWN and not Path(data).exists()
-        return open_source(data, "train" if known and self.split is None else self.split, self.data_dir)
+        split = "train" if self.split is None and is_known(data) else self.split
+        return open_source(data, split, self.data_dir)
 
     def scored_by(self) -> "Source | None":
         """The validation data."""

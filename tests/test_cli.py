@@ -16,7 +16,7 @@ from tiny import class_folders, tiny_classifier, tiny_clip
 
 from experiments import effective_robustness, reproduce
 from experiments import study as studies
-from jaxclip import analyze, checkpoint, cli
+from jaxclip import analyze, checkpoint, cli, datasets
 from jaxclip.errors import InputError
 from jaxclip.model import Model, load_model
 
@@ -187,6 +187,16 @@ def test_options_of_labels_are_not_for_captions(
     args = ("--config", "clip_captions", "--data", tmp_path / "no.csv", "--out", tmp_path / "out", option, value)
     assert run("train", "clip", *args) == 2
     assert f"{option} is for" in capsys.readouterr().err
+
+
+def test_training_is_on_the_train_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a known data set, even where a folder is called so: its usual split is the one to test on."""
+    (tmp_path / "cifar10" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "open_source", lambda data, split, data_dir: split)
+    for data, split in {"cifar10": "train", "cifar10_1/v4": "train", "./cifar10": None, "cifar10/train": None}.items():
+        assert cli._TrainingOptions().source(data) == split, data
+    assert cli._TrainingOptions(split="test").source("cifar10") == "test"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("a bug")])

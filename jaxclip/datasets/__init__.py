@@ -19,12 +19,19 @@ __all__ = [
     "TfdsSource",
     "class_subset",
     "concepts",
+    "is_known",
     "label_map",
     "open_source",
     "prepare",
     "print_table",
     "table",
 ]
+
+
+def is_known(spec: str) -> bool:
+    """Whether :func:`open_source` takes it for the name of a known data set, whatever file or folder is called so."""
+    inside = spec.partition("/")[0] in KNOWN and not spec.endswith(("/", *TARS)) and not Path(spec).exists()
+    return spec in KNOWN or inside
 
 
 def open_source(
@@ -48,9 +55,7 @@ def open_source(
             pictures or no such split, an archive is damaged, or a folder's name is no class (with the nearest).
     """
     spec = os.fspath(spec)
-    if spec in KNOWN or (
-        spec.partition("/")[0] in KNOWN and not spec.endswith(("/", *TARS)) and not Path(spec).exists()
-    ):
+    if is_known(spec):
         return open_known(spec, split, data_dir)
     if Path(spec).is_dir():
         return open_folder(Path(spec), split, classes)
