@@ -27,8 +27,8 @@ def run(study: Study) -> Section:
     place = {name: i for i, name in enumerate(names)}
     values = np.eye(len(names))
     for (a, b), value in found.items():
-        values[place[a], place[b]] = values[place[b], place[a]] = np.nan if value is None else value
-    between = np.array([np.nan if v is None else v for v in found.values()])
+        values[place[a], place[b]] = values[place[b], place[a]] = value
+    between = np.array([*found.values()])
     heat_map(
         section,
         names,
@@ -58,10 +58,10 @@ def _by_chance(study: Study, names: Sequence[str]) -> float:
     return dimensions.max() / (images.min() + dimensions.max())
 
 
-def _mean(study: Study, found: Mapping[tuple[str, str], float | None], groups: set[str]) -> float | None:
+def _mean(study: Study, found: Mapping[tuple[str, str], float], groups: set[str]) -> float:
     pairs = {pair: {study.groups[name] for name in pair} for pair in found}
-    values = [value for pair, value in found.items() if pairs[pair] == groups and value is not None]
-    return float(np.mean(values)) if values else None
+    values = [value for pair, value in found.items() if pairs[pair] == groups and not np.isnan(value)]
+    return float(np.mean(values)) if values else np.nan
 
 
 if __name__ == "__main__":

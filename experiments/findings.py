@@ -222,9 +222,9 @@ def _against_supervised(study: Study, group: str) -> dict[str, tuple[int, float]
     return paired
 
 
-def _medians(study: Study, values: Mapping[str, float | None]) -> dict[str, float]:
-    """By group; models without a value are left out."""
-    known = {name: value for name, value in values.items() if value is not None}
+def _medians(study: Study, values: Mapping[str, float]) -> dict[str, float]:
+    """By group; models whose value is NaN are left out."""
+    known = {name: value for name, value in values.items() if not np.isnan(value)}
     return {
         group: float(np.median([value for name, value in known.items() if study.groups[name] == group]))
         for group in GROUPS

@@ -78,7 +78,7 @@ def both(study: Study) -> dict[str, tuple[report.Estimate, report.Estimate]]:
     return {
         name: (kurtosis_of(activations[name]), er)
         for name, er in mean_robustness(accuracies, result).items()
-        if activations[name].kurtosis is not None
+        if not np.isnan(activations[name].kurtosis)
     }
 
 

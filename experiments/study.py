@@ -455,14 +455,14 @@ def _cached(
     inputs: Mapping[str, Any],
     compute: Callable[[], Any],
 ) -> Any:
-    """The result as JSON has it: read where there is one of the same inputs, computed and written where not."""
+    """The result in JSON's types: read where there is one of the same inputs, computed and written where not."""
     known = {"what": what, "stored": [s.folder.name for s in stored], **inputs, "jaxclip": jaxclip.__version__}
     known = analyze.plain(known)
     key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     path = study.results / f"{what}-{name.replace('/', '-')}-{key[:16]}.json"
     if not path.exists():
         analyze.save_json(path, {"inputs": known, "result": compute()})
-    return json.loads(path.read_text(encoding="utf-8"))["result"]
+    return analyze.read_json(path)["result"]
 
 
 def _ranked(study: Study, name: str) -> PrivilegedDirections:

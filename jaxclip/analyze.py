@@ -5,6 +5,7 @@ Each piece is a frozen dataclass of plain numbers, lists and strings, which goes
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -729,3 +730,16 @@ def save_json(path: Path, content: Any) -> None:
     with new_file(path, encoding="utf-8") as file:
         json.dump(plain(content), file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """What :func:`save_json` wrote of numbers that are there or NaN: null is NaN again."""
+
+    def numbers(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: numbers(value) for key, value in x.items()}
+        if isinstance(x, list):
+            return [numbers(value) for value in x]
+        return math.nan if x is None else x
+
+    return numbers(json.loads(path.read_text(encoding="utf-8")))

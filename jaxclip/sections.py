@@ -138,8 +138,8 @@ def write(out: Path, title: str, lead: str, sections: Sequence[Section]) -> Path
 
 def kurtosis_of(a: Activations) -> report.Estimate:
     """Kurtosis with its 95 % interval over the images; NaN where there is none."""
-    value, margin = _value(a.kurtosis), 1.96 * _value(a.standard_error)
-    return report.Estimate(value, value - margin, value + margin)
+    margin = 1.96 * a.standard_error
+    return report.Estimate(a.kurtosis, a.kurtosis - margin, a.kurtosis + margin)
 
 
 def kurtosis_table(section: Section, found: Mapping[str, Activations], about: Mapping[str, Sequence[str]]) -> None:
@@ -647,15 +647,9 @@ def _cell(x: Any) -> report.Cell:
     return int(x) if isinstance(x, np.integer) else x
 
 
-def _value(x: Any) -> float:
-    """A number, or that of an estimate; NaN where there is none."""
-    x = getattr(x, "value", x)
-    return np.nan if x is None else float(x)
-
-
-def _rank(x: Any) -> float:
-    """A number to sort by: the least of all where there is none."""
-    return -np.inf if np.isnan(value := _value(x)) else value
+def _rank(x: float) -> float:
+    """A number to sort by: the least of all for NaN."""
+    return -np.inf if np.isnan(x) else x
 
 
 def _typical(a: Activations) -> float:
@@ -717,7 +711,7 @@ def _by_group(what: str, values: Mapping[str, float], groups: Mapping[str, str])
     """The finding in words: the median of each group."""
     parts = []
     for group in dict.fromkeys(groups[model] for model in values):
-        mine = [v for model, v in values.items() if groups[model] == group and not np.isnan(_value(v))]
+        mine = [v for model, v in values.items() if groups[model] == group and not np.isnan(v)]
         if mine:
             parts.append(
                 f"{group_label(group)}: {np.median(mine):.3g}" + (f" (median of {len(mine)})" if len(mine) > 1 else "")

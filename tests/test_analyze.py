@@ -374,9 +374,11 @@ def test_bad_input(root: Path, tmp_path: Path) -> None:
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
-    """Other programs' JSON readers refuse NaN."""
+    """Other programs' JSON readers refuse NaN; what experiments read again is a number everywhere."""
     analyze.save_json(tmp_path / "x.json", {"a": [float("nan"), np.float32(1)], "b": np.array([np.inf, 2])})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": [None, 2.0]}
+    again = analyze.read_json(tmp_path / "x.json")
+    np.testing.assert_equal(again, {"a": [np.nan, 1.0], "b": [np.nan, 2.0]})
 
 
 def test_robustness_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
