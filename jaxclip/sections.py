@@ -16,6 +16,7 @@ from rich.table import Table
 
 from jaxclip import report
 from jaxclip.analysis import SHIFTS
+from jaxclip.analysis.robustness import SUBSETS
 from jaxclip.analyze import BASELINES, STEADY, Activations, Analysis, ConceptSummary, Directions, Pruning
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import new_file
@@ -38,6 +39,7 @@ TITLES = {
     "broden": "Broden",
     "cifar10": "CIFAR-10",
 }
+TITLES |= {column: f"ImageNet, classes of {TITLES[shift]}" for shift, column in SUBSETS.items()}
 """What known data sets are called in print."""
 _DASHES = {"random_directions": (4, 2), "permuted_labels": (1, 1.5)}
 _SHOWN = 3
@@ -572,7 +574,7 @@ def of_one(analysis: Analysis) -> list[Section]:
     importance_figure(importance, directions, groups)
     importance_table(importance, directions, activations, about)
     er_pruned = {} if analysis.pruned_robustness is None else {name: analysis.pruned_robustness.mean}
-    others = [name for name in analysis.accuracy if name != analysis.reference and "_on_" not in name]
+    others = [name for name in analysis.accuracy if name not in (analysis.reference, *SUBSETS.values())]
     shifts = others if robust is None else [name for name in SHIFTS if name in others]
     pruning_figure(pruning, analysis.reference, shifts, pruned, groups, er_pruned)
     pruning_table(pruning, analysis.reference, shifts, pruned, er_pruned)
@@ -605,8 +607,7 @@ def some(names: Sequence[str]) -> str:
 
 def title(name: str) -> str:
     """What a data set is called in print."""
-    base, on, shift = name.partition("_on_")
-    return f"ImageNet, classes of {TITLES.get(shift, shift)}" if on else TITLES.get(base, base)
+    return TITLES.get(name, name)
 
 
 def _shift_table(section: Section, analysis: Analysis) -> None:

@@ -28,7 +28,7 @@ from jaxclip.datasets import class_subset, label_map
 from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
 from jaxclip.model import load_model
-from jaxclip.sections import Section
+from jaxclip.sections import Section, title
 from jaxclip.store import MANIFEST, model_digest
 
 NAME = "synthetic-model"
@@ -371,6 +371,11 @@ def test_bad_input(root: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"0001\.png has the label -1"):
         analyze.analyze_stored(model, [tmp_path])
+
+
+def test_what_sets_are_called_in_print() -> None:
+    assert title("imagenet_on_objectnet") == "ImageNet, classes of ObjectNet"
+    assert title("cats_on_mats") == "cats_on_mats", "somebody's own"
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:

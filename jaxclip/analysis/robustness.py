@@ -14,10 +14,9 @@ from jaxclip.errors import InputError
 
 XAxis = Literal["full", "subset"]
 _FULL = "imagenet"
-_SUBSET = {
-    shift: f"{_FULL}_on_{shift}" for shift in ("imagenet_r", "objectnet", "imagenet_a")
-}  # the others have all classes
-COLUMNS = (_FULL, *SHIFTS, *_SUBSET.values())
+SUBSETS = {shift: f"{_FULL}_on_{shift}" for shift in ("imagenet_r", "objectnet", "imagenet_a")}
+"""The columns of ImageNet accuracy on the classes of a shift; the other shifts have all classes."""
+COLUMNS = (_FULL, *SHIFTS, *SUBSETS.values())
 """Every column that a table may have beside its models' names."""
 
 
@@ -130,7 +129,7 @@ def effective_robustness(
 
 def x_column(shift: str, x: XAxis) -> str:
     """The column with the ImageNet accuracy that predicts the accuracy under ``shift``."""
-    return _SUBSET.get(shift, _FULL) if x == "subset" else _FULL
+    return SUBSETS.get(shift, _FULL) if x == "subset" else _FULL
 
 
 def predicted_accuracy(x: Float[Any, "..."], fit: Fit) -> Float[np.ndarray, "..."]:
@@ -141,7 +140,7 @@ def predicted_accuracy(x: Float[Any, "..."], fit: Fit) -> Float[np.ndarray, "...
 def _table(name: str, columns: Mapping[str, Any], shifts: Sequence[str]) -> dict[str, np.ndarray]:
     """The columns as float64 of equal length, checked."""
     table = {column: np.asarray(values, np.float64).reshape(-1) for column, values in columns.items()}
-    known = (_FULL, *shifts, *(_SUBSET[shift] for shift in shifts if shift in _SUBSET))
+    known = (_FULL, *shifts, *(SUBSETS[shift] for shift in shifts if shift in SUBSETS))
     if unknown := sorted(set(table) - set(known)):
         raise InputError(f"{name}: unknown column {unknown[0]!r}; known are {', '.join(known)}")
     length = len(_column(name, table, _FULL))
