@@ -62,9 +62,9 @@ def rows(source_format: str, cfg: ModelConfig, names: Iterable[str]) -> list[Row
             prefix = "text." if "text.token_embedding.weight" in names else ""
             return _open_clip(cfg, prefix)
         case "hf_clip":
-            return _hf_clip(cfg)
+            return _hf_clip()
         case "hf_vit":
-            return _hf_vit(cfg)
+            return _hf_vit()
         case "hf_resnet":
             return _hf_resnet(cfg)
         case "torchvision_vit":
@@ -197,7 +197,7 @@ def _hf_clip_tower(target: str, source: str) -> list[Row]:
     ]
 
 
-def _hf_clip(cfg: ModelConfig) -> list[Row]:
+def _hf_clip() -> list[Row]:
     return [
         ("vision.class_token", "vision_model.embeddings.class_embedding", "copy"),
         ("vision.positions", "vision_model.embeddings.position_embedding.weight", "copy"),
@@ -215,7 +215,7 @@ def _hf_clip(cfg: ModelConfig) -> list[Row]:
     ]
 
 
-def _hf_vit(cfg: ModelConfig) -> list[Row]:
+def _hf_vit() -> list[Row]:
     b, s = "vision.transformer.blocks", "vit.encoder.layer.{}"
     qkv = tuple(f"{s}.attention.attention.{name}" for name in ("query", "key", "value"))
     return [

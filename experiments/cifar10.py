@@ -63,7 +63,7 @@ def main(
             name: recipe if epochs is None else dataclasses.replace(recipe, epochs=epochs, save=epochs / 4)
             for name, recipe in config.RECIPES.items()
         }
-        train(out, train_set, test_set, recipes)
+        train(out, train_set, recipes)
         with cost(out, "shift sets and concepts"):
             sources = {config.REFERENCE: test_set, **shift_sets(out, first(test_set, config.SHIFTED_OF_EACH_CLASS))}
             pixel_concepts(out, test_set)
@@ -81,7 +81,7 @@ def main(
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def train(out: Path, train_set: FileSource, test_set: Source, recipes: dict[str, Recipe]) -> None:
+def train(out: Path, train_set: FileSource, recipes: dict[str, Recipe]) -> None:
     """The four models and the checkpoints between the CLIP and its fine-tuned self, each where it is not there."""
     clip, tuned = config.CLIP.name, f"{config.CLIP.name}-finetuned"
     captioned = Captions(train_set, config.captions(train_set.labels, train_set.classes))

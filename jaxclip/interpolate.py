@@ -24,7 +24,12 @@ def interpolate(a: Arrays, b: Arrays, alpha: float) -> dict[str, Float[np.ndarra
 
 
 def interpolate_checkpoints(
-    a: str | os.PathLike, b: str | os.PathLike, alphas: Sequence[float], out: str | os.PathLike, *, overwrite=False
+    a: str | os.PathLike,
+    b: str | os.PathLike,
+    alphas: Sequence[float],
+    out: str | os.PathLike,
+    *,
+    overwrite: bool = False,
 ) -> dict[float, Path]:
     """Writes a checkpoint for each alpha, to ``out/alpha_0.50`` and so on.
 

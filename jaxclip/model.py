@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxclip import checkpoint
 from jaxclip.compiler import compiler_options
-from jaxclip.config import ModelConfig, Preprocess
+from jaxclip.config import ModelConfig, Preprocess, Text
 from jaxclip.errors import InputError
 from jaxclip.models import clip
 from jaxclip.models.layers import apart, each_part, together
@@ -132,7 +132,7 @@ class Model:
 
         return load_tokenizer(self._text_config().context_length)
 
-    def _text_config(self):
+    def _text_config(self) -> Text:
         if self.config.text is None:
             raise InputError(f"{self.config.name} is a classifier: it has no text tower")
         return self.config.text

@@ -1,9 +1,9 @@
 """The paper's analyses: pure functions from arrays to small results, in JAX.
 
-Each quantity is a file, and the method page that the files refer to is summed up in their docstrings. Functions whose
-input may exceed memory have a running form with ``update``, ``merge`` and ``result`` (:class:`ActivationStats`,
-:class:`DirectionImportance`, :class:`LinearCKA`): a state is a small frozen dataclass of numpy arrays, so that it can
-be pickled, sent between hosts and merged in any order.
+Each quantity is a file, whose docstrings have its formula and its source. Functions whose input may exceed memory have
+a running form with ``update``, ``merge`` and ``result`` (:class:`ActivationStats`, :class:`DirectionImportance`,
+:class:`LinearCKA`): a state is a small frozen dataclass of numpy arrays, so that it can be pickled, sent between hosts
+and merged in any order.
 
 Numbers: inputs are read as float32 and multiplied at the highest precision of the device; sums over more than a few
 thousand rows are taken block by block in float64 on the host, without enabling 64-bit types in JAX at large.

@@ -54,13 +54,7 @@ class Classifier(nnx.Module):
 
 def representation_size(vision: config.Vision) -> int:
     """The number of features d of h(x)."""
-    match vision:
-        case config.ViT():
-            return vision.output_dim or vision.width
-        case config.CLIPResNet():
-            return vision.output_dim
-        case config.ResNet():
-            return vision.output_dim
+    return vision.output_dim or vision.width
 
 
 def build(
