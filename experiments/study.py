@@ -7,10 +7,8 @@ A configuration is a Python file with ``get_config(root)``, which returns a :cla
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import html
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +33,7 @@ from jaxclip.files import check_folder, new_file
 from jaxclip.model import load_model
 from jaxclip.progress import progress
 from jaxclip.sections import GROUPS, Section, some, title, write
-from jaxclip.store import MANIFEST, Representations, model_digest
+from jaxclip.store import MANIFEST, Representations, key_of, model_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,8 +456,7 @@ def _cached(
     """The result in JSON's types: read where there is one of the same inputs, computed and written where not."""
     known = {"what": what, "stored": [s.folder.name for s in stored], **inputs, "jaxclip": jaxclip.__version__}
     known = analyze.plain(known)
-    key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    path = study.results / f"{what}-{name.replace('/', '-')}-{key[:16]}.json"
+    path = study.results / f"{what}-{name.replace('/', '-')}-{key_of(known)[:16]}.json"
     if not path.exists():
         analyze.save_json(path, {"inputs": known, "result": compute()})
     return analyze.read_json(path)["result"]
@@ -471,13 +468,11 @@ def _ranked(study: Study, name: str) -> PrivilegedDirections:
 
 def _head_path(study: Study, name: str) -> Path:
     weights = _weights(study.stored[name][study.reference])
-    key = hashlib.sha256(json.dumps([weights, _head_inputs(study)], sort_keys=True).encode()).hexdigest()
-    return study.store / f"head-{key}.npz"
+    return study.store / f"head-{key_of([weights, _head_inputs(study)])}.npz"
 
 
 def _head_inputs(study: Study) -> dict[str, Any]:
-    words = json.dumps([study.classes, study.templates]).encode()
-    return {"head": hashlib.sha256(words).hexdigest()}
+    return {"head": key_of([study.classes, study.templates])}
 
 
 def _has_head(study: Study, name: str) -> bool:

@@ -57,8 +57,8 @@ def identity(model: Model, source: Source, store_dtype: str = "float32") -> dict
     }
 
 
-def key_of(what: dict[str, Any]) -> str:
-    """The SHA-256 of an :func:`identity`: the name of its folder in a store."""
+def key_of(what: Any) -> str:
+    """The SHA-256 of something's JSON: of an :func:`identity`, the name of its folder in a store."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
