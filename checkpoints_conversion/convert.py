@@ -17,7 +17,6 @@ from checkpoints_conversion.sources import Weights, open_weights
 from jaxclip import checkpoint, registry
 from jaxclip.config import ModelConfig
 from jaxclip.errors import InputError
-from jaxclip.files import check_free
 from jaxclip.models import clip
 from jaxclip.progress import progress
 
@@ -48,7 +47,7 @@ def convert(
         InputError: The source cannot be read, is of another model, or has a tensor too many, too few or misshapen.
     """
     out = Path(out)
-    check_free(out, overwrite)
+    checkpoint.check_free(out, overwrite)
     config = None if model is None else registry.model_config(model)
     digest = None
     if source is None:

@@ -45,8 +45,7 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
         InputError: ``path`` exists and is not to be replaced, or is no checkpoint.
         OSError: The disk is full, or another thing that the system refuses.
     """
-    if overwrite:
-        check_replaceable(path)
+    check_free(path, overwrite)
     # Orbax's defaults (OCDBT, whole arrays, copied first) take twice the checkpoint's memory; this takes a few chunks.
     # Compressed, floats take 7 % less space and half as long again to read.
     kinds = ocp.type_handlers.create_type_handler_registry(
@@ -69,12 +68,16 @@ def save(path: str | os.PathLike, config: ModelConfig, arrays: Mapping[str, Any]
         (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + "\n")
 
 
-def check_replaceable(path: str | os.PathLike) -> None:
-    """Raises an InputError where there is something that :func:`save` does not replace: a file or another folder."""
+def check_free(path: str | os.PathLike, overwrite: bool) -> None:
+    """Raises the InputError that :func:`save` would, of a file or folder that is there, before any work is done."""
     folder = Path(path)
     if folder.is_file():
         raise InputError(f"{path} is a file: name a folder")
-    if occupied(folder) and not (folder / CONFIG).is_file():
+    if not occupied(folder):
+        return
+    if not overwrite:
+        raise InputError(f"{path} exists already: name another folder, or pass --overwrite (overwrite=True)")
+    if not (folder / CONFIG).is_file():
         raise InputError(f"{path} is no checkpoint (no {CONFIG} in it), and is not replaced: name another folder")
 
 

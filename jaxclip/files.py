@@ -47,12 +47,6 @@ def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
         raise
 
 
-def check_free(path: str | os.PathLike, overwrite: bool) -> None:
-    """Raises an InputError where a command would replace what is there, before it does any work."""
-    if occupied(path) and not overwrite:
-        raise InputError(f"{path} exists already: name another folder, or pass --overwrite")
-
-
 def check_folder(path: str | os.PathLike) -> None:
     """Raises the OSError that writing into a folder would end in, before there is anything to write; makes nothing."""
     path = Path(path).absolute()

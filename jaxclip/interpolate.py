@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from jaxclip import checkpoint
 from jaxclip.errors import InputError
-from jaxclip.files import check_free
 
 Arrays = Mapping[str, Float[Array, "..."] | Float[np.ndarray, "..."]]
 
@@ -56,8 +55,7 @@ def interpolate_checkpoints(
     if len(set(folders.values())) < len(alphas):
         raise InputError(f"alphas {', '.join(map(str, alphas))}: two of them are the same to two decimals")
     for folder in folders.values():
-        check_free(folder, overwrite)
-        checkpoint.check_replaceable(folder)
+        checkpoint.check_free(folder, overwrite)
     config, first = checkpoint.restore(a)
     other, second = checkpoint.restore(b)
     for field in ("vision", "text", "num_classes", "logit_bias", "preprocess"):

@@ -357,6 +357,8 @@ def test_wrong_names_and_places(tensors, model, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(InputError, match="exists already"):
         convert(tmp_path / "w.safetensors", model, tmp_path / "taken")
+    with pytest.raises(InputError, match="taken is no checkpoint"):  # before a source of gigabytes is looked for
+        convert(tmp_path / "absent.safetensors", model, tmp_path / "taken", overwrite=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -349,7 +349,7 @@ def _begin(
             if tensorboard:
                 event_writer()
             for name in (ZERO_SHOT, PROBE, LAST, BEST):
-                checkpoint.check_replaceable(out / name)
+                checkpoint.check_free(out / name, overwrite=True)
             recipes.record(out, what, _begun(out))
 
 
