@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import http.client
-import json
 import re
 import urllib.request
 import warnings
@@ -16,7 +15,7 @@ import jax.numpy as jnp  # and registers bfloat16 with NumPy, which safetensors 
 import numpy as np
 
 from jaxclip.errors import InputError, reason
-from jaxclip.files import cache_folder, new_file, sha256
+from jaxclip.files import cache_folder, new_file, read_object, sha256
 from jaxclip.progress import progress
 
 # Where a hub repository keeps its weights and its description, best first.
@@ -25,6 +24,7 @@ WEIGHT_FILES = (
     "model.safetensors.index.json", "pytorch_model.bin", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 CONFIG_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.json", "processor_config.json")
+_AGAIN = "download it again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,13 @@ def open_weights(source: str, expected_digest: str | None = None) -> Weights:
         if path.is_relative_to(cache_folder()):
             path.unlink()  # the same command downloads it again
         raise InputError(f"{path} has SHA-256 {digest}, not {expected_digest}: download it again")
-    configs = {name: _read_json(folder / name) for name in CONFIG_FILES if (folder / name).is_file()}
+    configs = {name: read_object(folder / name, _AGAIN) for name in CONFIG_FILES if (folder / name).is_file()}
     return Weights(path, name, shapes, lambda name: readers[name](name), configs, digest, revision)
 
 
 def _shards(index: Path) -> list[str]:
     """The files that an index of weights names."""
-    names = _read_json(index).get("weight_map")
+    names = read_object(index, _AGAIN).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f"{index} has no weight_map, so it is no index of weights: give the weights' own file")
     return sorted(set(names.values()))
@@ -267,13 +267,3 @@ def _open_torch(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str],
 
 def _unreadable(path: Path, name: str, error: Exception) -> InputError:
     return InputError(f"{path}: tensor {name} cannot be read ({reason(error)}): save it as a dense array of floats")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return data

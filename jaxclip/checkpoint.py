@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxclip.config import ModelConfig
 from jaxclip.errors import InputError, reason
-from jaxclip.files import new_directory, occupied
+from jaxclip.files import new_directory, occupied, read_object
 from jaxclip.models import clip
 
 PARAMS = "params"
@@ -102,11 +102,8 @@ def read_config(path: str | os.PathLike) -> ModelConfig:
     file = Path(path) / CONFIG
     if not file.is_file():
         raise InputError(f"{path} is not a jaxclip checkpoint (no {CONFIG} in it): make one with `jaxclip convert`")
-    try:
-        data = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}): convert the checkpoint again") from None
-    if not isinstance(data, dict) or "vision" not in data:
+    data = read_object(file, "convert the checkpoint again")
+    if "vision" not in data:
         raise InputError(f"{file} is not jaxclip's: make a checkpoint folder with `jaxclip convert`")
     return ModelConfig.from_json(data, where=str(file))
 

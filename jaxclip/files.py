@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -102,6 +103,23 @@ def replace_section(path: str | os.PathLike, name: str, text: str) -> None:
         raise InputError(f"{path} has no lines <!-- {name} --> and <!-- /{name} -->: add them where the text goes")
     with new_file(path, encoding="utf-8") as file:
         file.write(f"{before}{start}{text}\n{end}{after}")
+
+
+def read_object(path: str | os.PathLike, advice: str) -> dict[str, Any]:
+    """The JSON object that a file is.
+
+    Raises:
+        InputError: The file cannot be read or is no JSON object; ``advice`` ends the message.
+    """
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: {advice}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): {advice}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a JSON object: {advice}")
+    return found
 
 
 def sha256(path: str | os.PathLike) -> str:

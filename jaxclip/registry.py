@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import functools
 import itertools
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from jaxclip.config import ModelConfig, Preprocess, from_open_clip
 from jaxclip.data import read_json
 from jaxclip.errors import InputError
+from jaxclip.files import read_object
 from jaxclip.progress import console
 
 Group = Literal["zero-shot", "less-robust", "fine-tuned", "supervised"]
@@ -101,7 +101,8 @@ def model_config(name: str | os.PathLike) -> ModelConfig:
         return _architecture(name)
     path = Path(name)
     if path.suffix == ".json" or path.is_file():
-        return _read(path)
+        data = read_object(path, "give an open_clip config, or a name of `jaxclip models`")
+        return from_open_clip(data, path.stem, str(path))
     known = [*names(), *read_json("architectures.json")]
     raise InputError(
         f"unknown model {name!r}{_nearest(name, known)}; `jaxclip models` lists all, "
@@ -162,20 +163,6 @@ def _architecture(name: str) -> ModelConfig:
             raise InputError(f"{where}: only CLIPs have a {QUICK_GELU} form")
         return ModelConfig.from_json({"name": name, **data}, where)
     return from_open_clip({**data, "quick_gelu": name.endswith(QUICK_GELU)}, name, where)
-
-
-def _read(path: Path) -> ModelConfig:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not JSON ({error}): give an open_clip config, or a name of `jaxclip models`"
-        ) from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a JSON object: give an open_clip config")
-    return from_open_clip(data, path.stem, str(path))
 
 
 def _nearest(name: str, known: list[str]) -> str:
