@@ -197,6 +197,13 @@ def test_bad_captions_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=said):
             open_captions(tmp_path / name)
+    with pytest.raises(InputError, match=r"shard0\.tar does not exist"):
+        open_captions(tmp_path / "shard{0..1}.tar")
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for name in ("1.jpg", "1.txt", "1.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(InputError, match=r"twice\.tar: two pictures are called 1\.jpg"):
+        open_captions(tmp_path / "twice.tar")
 
 
 class Deadly:

@@ -1,11 +1,10 @@
 """Data sets as random-access sources of encoded pictures: by name, or from folders and tar archives."""
 
-import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxclip.datasets.files import TARS, FileSource, expand_braces, open_folder, open_tars
+from jaxclip.datasets.files import TARS, FileSource, matching, open_folder, open_tars
 from jaxclip.datasets.named import KNOWN, Concepts, TfdsSource, concepts, open_known, prepare, print_table, table
 from jaxclip.datasets.source import Example, Source, unknown
 from jaxclip.datasets.subsets import class_subset, label_map
@@ -63,10 +62,4 @@ def open_source(
         if Path(spec).exists():
             raise InputError(f"{spec} is neither a folder nor a tar archive ({', '.join(TARS)})")
         raise unknown(f"{spec!r} is no file, no folder and no known data set", spec, KNOWN)
-    paths: list[Path] = []
-    for pattern in expand_braces(spec):
-        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))  # noqa: PTH207 (absolute or not)
-        if not found:
-            raise InputError(f"{pattern} does not exist")
-        paths += map(Path, found)
-    return open_tars(paths, split, classes)
+    return open_tars(matching(spec), split, classes)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import glob
 import gzip
 import hashlib
 import itertools
@@ -172,13 +173,13 @@ def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence
         if not path.is_file():
             raise InputError(f"{path} is missing, or no file: name the archive")
     files = tuple(_expanded(path) if path.name.endswith((".gz", ".tgz")) else path for path in paths)
-    pictures: list[_Member] = []
+    pictures: list[Member] = []
     beside: list[dict[str, str]] = []
     with progress("indexing", None) as advance:
         for number, (file, path) in enumerate(zip(files, paths, strict=True)):
             with file.open("rb") as opened:
-                found: list[_Member] = []
-                sidecars: dict[str, _Member] = {}
+                found: list[Member] = []
+                sidecars: dict[str, Member] = {}
                 for member in members_of(opened, number, path):
                     if is_picture(member.name):
                         found.append(member)
@@ -199,22 +200,41 @@ def open_tars(paths: Sequence[Path], split: str | None = None, classes: Sequence
     elif split is not None:
         raise InputError(f"{where} is a WebDataset, which has no splits: name the shards of {split!r}")
     labels, classes = to_labels(names, classes, where)
-    ids = tuple(p.name if len(files) == 1 else f"{paths[p.file].name}/{p.name}" for p in pictures)
+    return dataclasses.replace(from_members(paths, pictures, labels, classes), files=files)
+
+
+def from_members(
+    paths: Sequence[Path], pictures: Sequence["Member"], labels: Int[np.ndarray, " n"], classes: tuple[str, ...] = ()
+) -> FileSource:
+    """Some pictures in archives, called after the archives' own names.
+
+    Raises:
+        InputError: Two pictures have one name, or a name is not UTF-8.
+    """
+    ends = [paths[0], *paths[1:][-1:]]
+    name, where = " … ".join(path.name for path in ends), " … ".join(map(str, ends))
+    ids = tuple(f"{paths[p.file].name}/{p.name}" if len(paths) > 1 else p.name for p in pictures)
     if len(set(ids)) < len(ids):
         twice = next(name for name, again in itertools.pairwise(sorted(ids)) if name == again)
         raise InputError(f"{where}: two pictures are called {twice}")
-    name = paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}"
     _check_names(where, (name, *ids, *classes))
-    return FileSource(
-        name=name,
-        classes=classes,
-        ids=ids,
-        labels=labels,
-        files=files,
-        file=np.array([picture.file for picture in pictures], np.int32),
-        starts=np.array([picture.start for picture in pictures], np.int64),
-        sizes=np.array([picture.size for picture in pictures], np.int64),
-    )
+    file, starts, sizes = (np.array([getattr(p, x) for p in pictures], np.int64) for x in ("file", "start", "size"))
+    return FileSource(name, classes, ids, labels, tuple(paths), file, starts, sizes)
+
+
+def matching(spec: str) -> list[Path]:
+    """The files that bash would take a pattern for: of wildcards those that are there, by name, and of braces all.
+
+    Raises:
+        InputError: There is none of a name, or none that a wildcard matches.
+    """
+    paths: list[Path] = []
+    for pattern in expand_braces(spec):
+        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))  # noqa: PTH207 (absolute or not)
+        if not found:
+            raise InputError(f"{pattern} does not exist")
+        paths += map(Path, found)
+    return paths
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -232,7 +252,9 @@ def expand_braces(pattern: str) -> list[str]:
     return [expanded for choice in choices for expanded in expand_braces(before + choice + after)]
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
+    """A file in one of several archives: the archive's number, its name there, and its bytes."""
+
     file: int
     name: str
     start: int
@@ -241,7 +263,7 @@ class _Member(NamedTuple):
 
 def members_of(
     opened: IO[bytes], number: int, where: Path, folder: str = "", end: int | None = None
-) -> Iterator[_Member]:
+) -> Iterator[Member]:
     """The files in the archive that starts at the file's position, and those in archives within it.
 
     The caller may move the file's position.
@@ -265,7 +287,7 @@ def members_of(
                         f"{where}: {name} is an archive of a kind that is not read within another: unpack it"
                     )
                 elif member.isreg():
-                    yield _Member(number, name, member.offset_data, member.size)
+                    yield Member(number, name, member.offset_data, member.size)
                 elif member.islnk() and is_picture(name):
                     raise InputError(f"{where}: {name} is a hard link: pack the pictures anew with --hard-dereference")
                 elif member.issym() and (is_picture(name) or "." not in name.rpartition("/")[2]):
@@ -304,7 +326,7 @@ def _expanded(path: Path) -> Path:
     return target
 
 
-def _texts(opened: IO[bytes], sidecars: dict[str, _Member], key: str) -> dict[str, str]:
+def _texts(opened: IO[bytes], sidecars: dict[str, Member], key: str) -> dict[str, str]:
     """By their kind, the contents of the files beside a picture."""
     texts = {}
     for kind in _SIDECARS:

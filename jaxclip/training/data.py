@@ -4,7 +4,6 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import glob
 import json
 import os
 import stat
@@ -19,7 +18,7 @@ from jaxtyping import Int, UInt8
 
 from jaxclip.config import Preprocess
 from jaxclip.datasets import FileSource, Source
-from jaxclip.datasets.files import expand_braces, is_picture, members_of, sample_key
+from jaxclip.datasets.files import from_members, is_picture, matching, members_of, sample_key
 from jaxclip.errors import InputError, reason
 from jaxclip.loader import deaths_named, default_workers, hidden_main, in_workers
 from jaxclip.machine import cores
@@ -286,8 +285,7 @@ def _imagenet_captions(path: Path) -> list[tuple[str, str]]:
 
 
 def _tar_captions(spec: str) -> Captions:
-    paths = [Path(p) for pattern in expand_braces(spec) for p in sorted(glob.glob(pattern)) or [pattern]]  # noqa: PTH207
-    rows, texts = [], []
+    paths, rows, texts = matching(spec), [], []
     with progress("indexing", None) as advance:
         for number, path in enumerate(paths):
             if not path.is_file():
@@ -304,8 +302,4 @@ def _tar_captions(spec: str) -> Captions:
                     advance(1)
     if not rows:
         raise InputError(f"{spec} has no pictures")
-    ids = tuple(m.name if len(paths) == 1 else f"{paths[m.file].name}/{m.name}" for m in rows)
-    starts, sizes = (np.array([getattr(m, field) for m in rows], np.int64) for field in ("start", "size"))
-    name = paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}"
-    files = np.array([m.file for m in rows], np.int32)
-    return Captions(FileSource(name, (), ids, np.full(len(rows), -1), tuple(paths), files, starts, sizes), tuple(texts))
+    return Captions(from_members(paths, rows, np.full(len(rows), -1)), tuple(texts))
