@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from experiments import study as studies
-from experiments.effective_robustness import TITLES, Group, mean_robustness, registry_models, scatter
+from experiments.effective_robustness import TITLES, Group, registry_models, scatter
 from experiments.study import Study
 from jaxclip.accuracies import Accuracies, standard_models
 from jaxclip.analysis import SHIFTS, EffectiveRobustness, effective_robustness
 from jaxclip.analyze import IMAGENET
-from jaxclip.sections import Section, accuracy_table, title
+from jaxclip.sections import Section, accuracy_table, mean_robustness, title
 
 
 def run(study: Study) -> Section:
@@ -23,8 +23,7 @@ def run(study: Study) -> Section:
     found = studies.accuracies(study)
     if studies.note_missing(section, study, found, [study.reference]):
         result = studies.robustness(study, found)
-        er = {} if result is None else mean_robustness(found, result)
-        accuracy_table(section, found, study.about, er)
+        accuracy_table(section, found, study.about, mean_robustness(found, result))
         if result is not None:
             columns, baselines = _as_imagenet(study, studies.columns(found)), studies.baselines(study)
             base = None if baselines is None else _as_imagenet(study, baselines)

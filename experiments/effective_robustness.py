@@ -30,7 +30,7 @@ from jaxclip.analysis import SHIFTS, EffectiveRobustness, effective_robustness, 
 from jaxclip.analysis.robustness import XAxis, x_column
 from jaxclip.config import check_seed
 from jaxclip.errors import InputError
-from jaxclip.sections import Section, group_color, group_label, title
+from jaxclip.sections import Section, group_color, group_label, mean_robustness, title
 
 TITLES = {shift: title(shift) for shift in SHIFTS}
 MARKERS = {"RN50": "o", "RN101": "s", "ViT-B-32": "^", "ViT-B-16": "D", "ViT-L-14": "P", "ViT": "^", "ResNet": "s"}
@@ -132,15 +132,6 @@ def lines_table(section: Section, result: EffectiveRobustness) -> None:
         "lines",
         {"Slope": ".3f", "Intercept": ".3f", "R²": ".3f"},
     )
-
-
-def mean_robustness(found: Iterable[str], result: EffectiveRobustness) -> dict[str, report.Estimate]:
-    """Mean effective robustness with its interval, of the models that have all shifts."""
-    return {
-        name: report.Estimate(float(mean), float(low), float(high))
-        for name, mean, (low, high) in zip(found, result.mean, result.mean_interval, strict=True)
-        if not np.isnan(mean)
-    }
 
 
 def scatter(

@@ -14,7 +14,7 @@ from experiments import kurtosis_vs_er
 from experiments import study as studies
 from experiments.study import Study
 from jaxclip.analyze import Pruning
-from jaxclip.sections import GROUPS
+from jaxclip.sections import GROUPS, mean_robustness
 
 ROBUST = "zero-shot"
 FAR_ABOVE_3 = 10.0
@@ -130,10 +130,9 @@ def _language_not_robustness(study: Study) -> Verdict:
     if not paired:
         return NOT_RUN
     accuracies = studies.accuracies(study)
-    result = studies.robustness(study, accuracies)
-    er = {} if result is None else dict(zip(accuracies, result.mean.tolist(), strict=True))
-    robust = [v for name, v in er.items() if study.groups[name] == ROBUST and v == v]
-    mine = [er[name] for name in paired if er.get(name, np.nan) == er.get(name)]
+    er = mean_robustness(accuracies, studies.robustness(study, accuracies))
+    robust = [estimate.value for name, estimate in er.items() if study.groups[name] == ROBUST]
+    mine = [er[name].value for name in paired if name in er]
     if not robust or not mine:
         return NOT_RUN
     more = float(np.median([a - b for a, b in paired.values()]))

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata, spearmanr
 
 from experiments import study as studies
-from experiments.effective_robustness import mean_robustness
 from experiments.study import Study
 from jaxclip import report
-from jaxclip.sections import Section, group_color, group_label, group_legend, kurtosis_of, plain_ticks
+from jaxclip.sections import Section, group_color, group_label, group_legend, kurtosis_of, mean_robustness, plain_ticks
 
 SAMPLES = 10_000
 
@@ -72,12 +71,9 @@ def run(study: Study) -> Section:
 def both(study: Study) -> dict[str, tuple[report.Estimate, report.Estimate]]:
     """Kurtosis and mean effective robustness, with their intervals, of the models that have both."""
     accuracies, activations = studies.accuracies(study), studies.activations(study)
-    result = studies.robustness(study, accuracies)
-    if result is None:
-        return {}
     return {
         name: (kurtosis_of(activations[name]), er)
-        for name, er in mean_robustness(accuracies, result).items()
+        for name, er in mean_robustness(accuracies, studies.robustness(study, accuracies)).items()
         if not np.isnan(activations[name].kurtosis)
     }
 

@@ -14,11 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import study as studies
-from experiments.effective_robustness import mean_robustness
 from experiments.study import Study, StudyModel
 from jaxclip import report
 from jaxclip.evaluation import Accuracy
-from jaxclip.sections import Section, title
+from jaxclip.sections import Section, estimate, mean_robustness, title
 
 
 class Point(NamedTuple):
@@ -69,11 +68,7 @@ def run(study: Study) -> Section:
     )
     section.table(
         ["Fine-tuned model", "Alpha", reference, "Mean of the shifts", "ER"],
-        [
-            [name, p.alpha, report.Estimate(p.accuracy.value, p.accuracy.low, p.accuracy.high), p.shifted, p.er]
-            for name, points in found.items()
-            for p in points
-        ],
+        [[name, p.alpha, estimate(p.accuracy), p.shifted, p.er] for name, points in found.items() for p in points],
         "The same in numbers.",
         "wise-ft",
         {"Alpha": ".2f", reference: ".1%", "Mean of the shifts": ".1%", "ER": ".1%"},
@@ -88,8 +83,7 @@ def curves(study: Study) -> dict[str, list[Point]]:
     }
     wanted = studies.with_models(study, (model for line in lines.values() for model in line.values()))
     accuracies = studies.accuracies(wanted)
-    result = studies.robustness(wanted, accuracies)
-    er = {} if result is None else mean_robustness(accuracies, result)
+    er = mean_robustness(accuracies, studies.robustness(wanted, accuracies))
     found = {
         name: [
             _point(study, alpha, accuracies[m.name], er.get(m.name))

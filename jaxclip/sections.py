@@ -2,7 +2,7 @@
 
 import dataclasses
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from rich.table import Table
 
 from jaxclip import report
-from jaxclip.analysis import SHIFTS
+from jaxclip.analysis import SHIFTS, EffectiveRobustness
 from jaxclip.analysis.robustness import SUBSETS
 from jaxclip.analyze import BASELINES, STEADY, Activations, Analysis, ConceptSummary, Directions, Pruning
 from jaxclip.evaluation import Accuracy
@@ -529,7 +529,7 @@ def accuracy_table(
     """
     sets = list(dict.fromkeys(k for found in accuracies.values() for k in found))
     rows = [
-        [model, *about[model], er.get(model), *(_estimate(found.get(k)) for k in sets)]
+        [model, *about[model], er.get(model), *(estimate(found.get(k)) for k in sets)]
         for model, found in accuracies.items()
     ]
     columns = [title(k) for k in sets]
@@ -552,15 +552,12 @@ def of_one(analysis: Analysis) -> list[Section]:
     name = analysis.model
     groups, about = {name: name}, {name: ()}
     robust = analysis.robustness
-    er: dict[str, Any] = {}
-    if robust is not None and not np.isnan(robust.mean[0]):
-        er[name] = report.Estimate(float(robust.mean[0]), *map(float, robust.mean_interval[0]))
     first, kurtosis, importance, pruning = (
         Section(t) for t in ("Accuracy", "Outlier features", "Privileged directions", "Pruning")
     )
     if analysis.missing:
         first.text(report.notice("Not there: " + html.escape("; ".join(analysis.missing)) + "."))
-    accuracy_table(first, {name: analysis.accuracy}, about, er)
+    accuracy_table(first, {name: analysis.accuracy}, about, mean_robustness([name], robust))
     if robust is not None:
         _shift_table(first, analysis)
     activations, directions, pruned = (
@@ -616,7 +613,7 @@ def _shift_table(section: Section, analysis: Analysis) -> None:
     rows = []
     for shift, fit in robust.fits.items():
         value, (low, high) = float(robust.shift[shift][0]), map(float, robust.shift_interval[shift][0])
-        measured = _estimate(analysis.accuracy.get(shift))
+        measured = estimate(analysis.accuracy.get(shift))
         expected = measured.value - value if measured and not np.isnan(value) else None
         interval = None if np.isnan(value) else report.Estimate(value, low, high)
         rows.append([title(shift), measured, expected, interval, fit.slope, fit.intercept, fit.r2])
@@ -659,8 +656,25 @@ def _typical(a: Activations) -> float:
     return float(np.median(there)) if there.size else np.nan
 
 
-def _estimate(a: Accuracy | None) -> report.Estimate | None:
+def estimate(a: Accuracy | None) -> report.Estimate | None:
+    """An accuracy with its interval as tables show it; None, a dash, for None."""
     return None if a is None else report.Estimate(a.value, a.low, a.high)
+
+
+def mean_robustness(models: Iterable[str], result: EffectiveRobustness | None) -> dict[str, report.Estimate]:
+    """Mean effective robustness with its interval, of the models that have all shifts: none where nothing is judged.
+
+    Args:
+        models: Their names, in the result's order.
+        result: Of :func:`jaxclip.analyze.robustness`; None where it cannot be had.
+    """
+    if result is None:
+        return {}
+    return {
+        name: report.Estimate(float(mean), float(low), float(high))
+        for name, mean, (low, high) in zip(models, result.mean, result.mean_interval, strict=True)
+        if not np.isnan(mean)
+    }
 
 
 def _share_with_more(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
