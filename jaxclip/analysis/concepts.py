@@ -146,8 +146,10 @@ def concept_counts(
     advance(3 * len(directions) * skipped)
 
     def encoded(h: Array, directions: Array) -> EncodedConcepts:
+        def scores(some: np.ndarray) -> Array:
+            return _project(directions[some], h)
+
         found = np.full((len(directions), labels.shape[1]), np.nan, np.float32)
-        scores: Callable[[np.ndarray], Array] = lambda some: _project(directions[some], h)  # noqa: E731
         found[:, kept] = pairwise(scores, len(directions), positives, others, both_signs=True, advance=advance)
         sign = np.sign(np.nan_to_num(found)).astype(np.int8)
         return EncodedConcepts(np.abs(found), sign, threshold)
