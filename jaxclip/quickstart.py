@@ -21,7 +21,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 from scipy.sparse import csr_array
@@ -39,12 +38,13 @@ from jaxclip.files import new_file
 from jaxclip.model import load_model
 from jaxclip.models import clip
 from jaxclip.preprocess import normalize
-from jaxclip.progress import progress
+from jaxclip.progress import console, progress
 from jaxclip.sections import (
     Section,
     best_concepts_table,
     concept_figure,
     concept_table,
+    estimate,
     importance_figure,
     importance_table,
     kurtosis_table,
@@ -137,10 +137,10 @@ def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: i
         InputError: ``out`` is a file, or has a folder of one of these names that is no quickstart's; or the seed is out
             of range.
     """
-    start, out, console = time.monotonic(), Path(out), Console()
+    start, out, terminal = time.monotonic(), Path(out), console()
     options = Options(fractions=FRACTIONS, seed=seed)
     _check_free(out)
-    console.print(f"[bold yellow]{TOY}[/]")
+    terminal.print(TOY, style="bold yellow")
     split_key, train_key, shift_key = jax.random.split(jax.random.key(seed), 3)
     (train_images, train_labels), (images, labels) = digits(split_key)
     training: dict[str, Loss] = {
@@ -166,7 +166,7 @@ def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: i
         for name, model in models.items()
     }
     accuracy = {n: {s: analyze.accuracy(heads[n], x) for s, x in mine.items()} for n, mine in data.items()}
-    console.print(_console_table(accuracy))
+    terminal.print(_console_table(accuracy))
 
     h = {name: mine[HELD_OUT].h for name, mine in data.items()}
     ranked = {name: analyze.rank(heads[name], h[name], options) for name in models}
@@ -191,9 +191,8 @@ def quickstart(out: str | os.PathLike = "quickstart", seed: int = 0, *, steps: i
     )
     with new_file(result.report, encoding="utf-8") as file:
         file.write(_page(result, heads, data, sets, seed=seed, train_size=len(train_labels)))
-    console.print(
+    terminal.print(
         f"{time.monotonic() - start:.0f} s. Open {result.report}; checkpoints: {out / 'clip'}, {out / 'supervised'}",
-        markup=False,
         highlight=False,
         soft_wrap=True,
     )
@@ -395,7 +394,7 @@ def _console_table(accuracy: dict[str, dict[str, Accuracy]]) -> Table:
         table.add_column(LABELS[name], justify="right")
     for pictures in accuracy["clip"]:
         cells = (a[pictures] for a in accuracy.values())
-        table.add_row(pictures, *(f"{100 * a.value:.1f} \\[{100 * a.low:.1f}, {100 * a.high:.1f}]" for a in cells))
+        table.add_row(pictures, *(f"{100 * a.value:.1f} [{100 * a.low:.1f}, {100 * a.high:.1f}]" for a in cells))
     return table
 
 
@@ -460,8 +459,7 @@ def _gallery(heads: dict[str, Head], data: dict[str, dict[str, Labelled]], sets:
 
 def _accuracy_table(accuracy: dict[str, dict[str, Accuracy]], n: int) -> str:
     rows: list[list[report.Cell]] = [
-        [pictures, *(report.Estimate(a.value, a.low, a.high) for a in (x[pictures] for x in accuracy.values()))]
-        for pictures in accuracy["clip"]
+        [pictures, *(estimate(x[pictures]) for x in accuracy.values())] for pictures in accuracy["clip"]
     ]
     return report.table(
         ["Pictures", *(LABELS[name] for name in accuracy)],
