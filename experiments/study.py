@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import html
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -322,13 +323,12 @@ def _digest(found: Concepts) -> str:
 def cka(study: Study) -> dict[tuple[str, str], float]:
     """Linear CKA on the reference set, by pair of models (each once, and none with itself)."""
     found = {}
-    mine = dict(_each(study, "", [study.reference]))
-    pairs = [(a, b) for i, a in enumerate(mine) for b in list(mine)[i + 1 :]]
+    mine = {name: sets[study.reference] for name, sets in study.stored.items() if study.reference in sets}
+    pairs = list(itertools.combinations(mine, 2))
     with progress("CKA", len(pairs), "pairs") as advance:
         for a, b in pairs:
-            (one,), (other,) = mine[a], mine[b]
-            compute = functools.partial(analyze.cka, one, other)
-            found[a, b] = _cached(study, "cka", f"{a}-{b}", [one, other], {}, compute)
+            compute = functools.partial(analyze.cka, mine[a], mine[b])
+            found[a, b] = _cached(study, "cka", f"{a}-{b}", [mine[a], mine[b]], {}, compute)
             advance(1)
     return found
 
@@ -430,15 +430,12 @@ def note_missing(section: Section, study: Study, found: Mapping[str, Any], sets:
 def _each(
     study: Study, what: str, sets: Sequence[str], head: bool = False
 ) -> Iterator[tuple[str, list[Representations]]]:
-    """Every model that has these sets, and a head where one is needed; with progress where ``what`` says of what."""
+    """Every model that has these sets, and a head where one is needed; with progress, of ``what``."""
     names = [
         name
         for name, mine in study.stored.items()
         if all(k in mine for k in sets) and (not head or _has_head(study, name))
     ]
-    if not what:
-        yield from ((name, [study.stored[name][k] for k in sets]) for name in names)
-        return
     with progress(what, len(names), "models") as advance:
         for name in names:
             yield name, [study.stored[name][k] for k in sets]
