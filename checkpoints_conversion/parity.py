@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -17,9 +18,10 @@ import jaxclip
 from checkpoints_conversion import reference
 from checkpoints_conversion.convert import convert
 from checkpoints_conversion.verify import Difference, compare, inputs
-from jaxclip.config import ModelConfig
+from jaxclip.config import ModelConfig, ResNet, ViT
 from jaxclip.files import new_file, replace_section
 from jaxclip.preprocess import decode, preprocess
+from jaxclip.registry import model_config
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples"
@@ -67,7 +69,7 @@ TOLERANCE = 1e-5
 """The relative error allowed in float32."""
 
 
-def build_and_save(case: Case, folder: Path, seed: int):
+def build_and_save(case: Case, folder: Path, seed: int) -> tuple[Any, Path]:
     """The library's model with random weights, and the path of the file or folder it was saved to."""
     import torch
 
@@ -103,10 +105,8 @@ def build_and_save(case: Case, folder: Path, seed: int):
     return module, folder / "hf"
 
 
-def _hf_config(name: str):
-    from jaxclip.config import ResNet, ViT
-    from jaxclip.registry import model_config
-
+def _hf_config(name: str) -> tuple[ModelConfig, str]:
+    """Our configuration as transformers' models can have it, and the format that they are saved in."""
     cfg = model_config(name)
     if cfg.text is not None:
         return dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, pool="eos")), "hf_clip"
@@ -116,7 +116,7 @@ def _hf_config(name: str):
     return dataclasses.replace(cfg, vision=dataclasses.replace(cfg.vision, norm_eps=1e-12)), "hf_vit"
 
 
-def _save_archive(module, path: Path) -> Path:
+def _save_archive(module: Any, path: Path) -> Path:
     """A TorchScript archive in half precision, with the integers that OpenAI's archives hold beside the weights."""
     import copy
     import warnings
