@@ -1,12 +1,15 @@
 """What every analysis does with awkward numbers, in matrices of the size that they are used on."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxclip import analysis
 from jaxclip.analysis import (
     activation_kurtosis,
     average_precision,
@@ -33,6 +36,13 @@ ANALYSES: dict[str, Callable[[np.ndarray], object]] = {
     "concept_counts": lambda h: concept_counts(h, CONCEPTS, np.eye(D), key=jax.random.key(0)),
     "linear_cka": lambda h: linear_cka(h, H),
 }
+
+
+def test_analyses_know_no_pictures() -> None:
+    """Arrays in, arrays out: neither data sets, nor encoders, nor a store."""
+    for path in Path(str(analysis.__file__)).parent.glob("*.py"):
+        imported = set(re.findall(r"^from jaxclip\.(\w+)", path.read_text(), re.MULTILINE))
+        assert imported <= {"analysis", "data", "errors", "machine"}, path.name
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxclip.datasets.subsets import SHIFTS
+from jaxclip.data import SHIFTS
 from jaxclip.errors import InputError
 
 XAxis = Literal["full", "subset"]

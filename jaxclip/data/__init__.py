@@ -5,6 +5,9 @@ import importlib.resources
 import json
 from typing import Any
 
+SHIFTS = ("imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet", "imagenet_a")
+"""ImageNet's five shifts, by name."""
+
 
 def read_bytes(name: str) -> bytes:
     """A file of this folder."""

@@ -7,11 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxclip.data import imagenet_wnids, read_json
-
-SHIFTS = ("imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet", "imagenet_a")
-"""ImageNet's five shifts, by name."""
-
+from jaxclip.data import SHIFTS, imagenet_wnids, read_json
 
 _ARCHIVES = {"imagenetv2_matched_frequency": "imagenet_v2", "imagenetv2_matched_frequency_format_val": "imagenet_v2",
              "sketch": "imagenet_sketch"}  # fmt: skip
