@@ -125,8 +125,8 @@ class Activations:
     """Kurtosis and outlier features; see :class:`jaxclip.analysis.ActivationSummary`.
 
     Attributes:
-        kurtosis: Mean over the images.
-        standard_error: Of that mean.
+        kurtosis: Mean over the images; NaN where none has one.
+        standard_error: Of that mean; NaN below two images.
         images: How many were seen.
         constant: How many have no kurtosis.
         threshold: In standard deviations.
@@ -159,7 +159,7 @@ class Directions:
         importance: Of each direction, in the order of the singular values.
         order: The directions, the most important first.
         max_over_mean: The largest importance over the mean one.
-        kurtosis: Of the importance over the directions.
+        kurtosis: Of the importance over the directions; NaN where all are equal.
         features: Of the ``LEADING`` most important directions, the features that they load on most.
         coordinates: The directions' coordinates there.
     """
@@ -733,7 +733,7 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What :func:`save_json` wrote of numbers that are there or NaN: null is NaN again."""
+    """What :func:`save_json` wrote of content without None, whose nulls are NaN."""
 
     def numbers(x: Any) -> Any:
         if isinstance(x, dict):
