@@ -17,7 +17,7 @@ import jaxclip
 from jaxclip import checkpoint
 from jaxclip.config import ModelConfig, Text
 from jaxclip.data import imagenet_templates
-from jaxclip.datasets import Source
+from jaxclip.datasets import Example, Source
 from jaxclip.datasets.source import digest
 from jaxclip.errors import InputError
 from jaxclip.evaluation import evaluate, label_space
@@ -116,7 +116,7 @@ def finetune(
             (lambda name: name == "head.kernel") if phase == "head" else lambda name: name != "head.bias"
         )
         trained = _train(
-            module, config, objective, trainable, _relabelled(source, labels), out / f"{RUN}-{phase}", recipe,
+            module, config, objective, trainable, _relabelled(source, labels, names), out / f"{RUN}-{phase}", recipe,
             steps=steps, score=_scorer(config, module, validation, classes), workers=workers,
             tensorboard=tensorboard,
         )  # fmt: skip
@@ -448,7 +448,7 @@ class _Relabelled:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Example:
         example = self.source[index]
         return example._replace(label=int(self.labels[example.label]) if example.label >= 0 else -1)
 
@@ -456,7 +456,7 @@ class _Relabelled:
         return self.source.fingerprint()
 
 
-def _relabelled(source: Source, labels: np.ndarray) -> Source:
+def _relabelled(source: Source, labels: np.ndarray, names: Sequence[str]) -> Source:
     if np.array_equal(labels, np.arange(len(labels))):
         return source
-    return _Relabelled(source, labels, source.name, source.classes)
+    return _Relabelled(source, labels, source.name, tuple(names))
