@@ -278,13 +278,12 @@ def read_head(model: Model, classnames: Sequence[str], templates: Sequence[str] 
     Raises:
         InputError: The model's own head has another number of classes.
     """
-    if model.head is None:
+    if (own := model.head) is None:
         W = zero_shot_head(model, classnames, imagenet_templates() if templates is None else templates)
         return Head(np.asarray(W), np.zeros(len(classnames), np.float32), "zero-shot")
-    own = Head(np.asarray(model.head[0]), np.asarray(model.head[1]), "the model's own")
-    if len(own.W) != len(classnames):
-        raise InputError(f"the head of {model.config.name} has {len(own.W)} classes, and the data {len(classnames)}")
-    return own
+    if len(own[0]) != len(classnames):
+        raise InputError(f"the head of {model.config.name} has {len(own[0])} classes, and the data {len(classnames)}")
+    return Head(np.asarray(own[0]), np.asarray(own[1]), "the model's own")
 
 
 def class_names(stored: Representations) -> list[str]:

@@ -76,8 +76,8 @@ class Schedule:
     """
 
     steps: int
-    save: int = 1000
-    log: int = 10
+    save: int
+    log: int
 
     def due(self, step: int, every: int) -> bool:
         """Whether a step is one of every so many, or the last."""
