@@ -484,7 +484,7 @@ def heat_map(
     """A square matrix of numbers from 0 to 1; NaN is left white."""
     side = max(2.6, min(7.0, 1.8 + 0.22 * len(names)))
     with report.style():
-        fig = Figure(figsize=(side, side - 0.3))
+        fig = Figure(figsize=(side, side - 0.3), layout="compressed")
         ax = fig.subplots()
         mesh = ax.pcolormesh(values, cmap="Blues", vmin=0, vmax=1, edgecolors="#ffffff", linewidth=0.5)
         places = np.arange(len(names)) + 0.5
@@ -508,7 +508,7 @@ def heat_map(
                     fontsize=6.5,
                     color="#ffffff" if white else "#222222",
                 )
-        bar = fig.colorbar(mesh, ax=ax, fraction=0.04, pad=0.02)
+        bar = fig.colorbar(mesh, ax=ax, fraction=0.04, pad=0.02, ticks=[0, 0.5, 1])  # others change after the layout
         bar.outline.set_visible(False)
         section.figure(fig, caption, alt, name)
 

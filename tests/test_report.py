@@ -19,7 +19,7 @@ from PIL import Image
 
 from jaxclip import report
 from jaxclip.analyze import Activations
-from jaxclip.sections import Section, kurtosis_figure, kurtosis_table, outlier_figure, outlier_table, write
+from jaxclip.sections import Section, heat_map, kurtosis_figure, kurtosis_table, outlier_figure, outlier_table, write
 
 ROOT = Path(__file__).parent.parent
 VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -204,14 +204,14 @@ def test_an_earlier_report_s_tables_and_figures_go(tmp_path):
     assert (tmp_path / "tables" / "long.csv").read_text() == "a,b\nx,\n" == downloads(page.read_text())["long.csv"]
 
 
-def activations(kurtosis: float | None, mean_abs: list[float]) -> Activations:
+def activations(kurtosis: float, mean_abs: list[float]) -> Activations:
     share = [0.0] * len(mean_abs)
-    return Activations(kurtosis, None if kurtosis is None else 0.1, 10, 0, 6.0, mean_abs, share)  # type: ignore[arg-type]
+    return Activations(kurtosis, 0.1, 10, 0, 6.0, mean_abs, share)
 
 
 def test_a_model_without_kurtosis_is_the_last():
     """As a key to sort by, NaN leaves the others in no order."""
-    found = {n: activations(k, [1.0, 2.0]) for n, k in {"a": 5.0, "none": None, "b": 9.0, "c": 7.0}.items()}
+    found = {n: activations(k, [1.0, 2.0]) for n, k in {"a": 5.0, "none": np.nan, "b": 9.0, "c": 7.0}.items()}
     section = Section("")
     kurtosis_table(section, found, dict.fromkeys(found, ()))
     _, rows, _ = section.tables["kurtosis"]
@@ -221,9 +221,24 @@ def test_a_model_without_kurtosis_is_the_last():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["none", "a", "c", "b"]
 
 
+@pytest.mark.parametrize(
+    "names", [["a", "b"], ["clip-vit", "clip-vit-finetuned", "supervised-vit", "supervised-resnet"]]
+)
+def test_no_label_of_a_heat_map_is_cut(names: list[str]) -> None:
+    """At the figure's edge a label of the scale was, as its ticks changed after the layout was made."""
+    section = Section("")
+    heat_map(section, names, np.eye(len(names)), "", "", "cka")
+    image = io.BytesIO()
+    with report.style():
+        section.figures["cka"].savefig(image, dpi=200, facecolor="white")
+    pixels = np.asarray(Image.open(image).convert("L"))
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert edge.min() > 200
+
+
 def test_a_model_of_mostly_dead_features_is_drawn():
     """A median of 0 would make every ratio infinite: the typical feature is one that is not always 0."""
-    found = {"relu": activations(3.0, [0.0, 0.0, 0.0, 1.0, 4.0, 2.0]), "dead": activations(None, [0.0] * 6)}
+    found = {"relu": activations(3.0, [0.0, 0.0, 0.0, 1.0, 4.0, 2.0]), "dead": activations(np.nan, [0.0] * 6)}
     section = Section("")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
