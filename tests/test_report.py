@@ -16,10 +16,28 @@ from browser import needs_browser, title_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import norm
 
 from jaxclip import report
-from jaxclip.analyze import Activations
-from jaxclip.sections import Section, heat_map, kurtosis_figure, kurtosis_table, outlier_figure, outlier_table, write
+from jaxclip.analyze import Activations, ConceptSummary, Directions, Pruning
+from jaxclip.evaluation import Accuracy
+from jaxclip.sections import (
+    Section,
+    accuracy_table,
+    best_concepts_table,
+    concept_figure,
+    concept_table,
+    heat_map,
+    importance_figure,
+    importance_table,
+    kurtosis_figure,
+    kurtosis_table,
+    outlier_figure,
+    outlier_table,
+    pruning_figure,
+    pruning_table,
+    write,
+)
 
 ROOT = Path(__file__).parent.parent
 VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -247,6 +265,134 @@ def test_a_model_of_mostly_dead_features_is_drawn():
     left, _ = section.figures["outlier-features"].axes
     np.testing.assert_array_equal(left.lines[0].get_ydata(), [2.0, 1.0, 0.5])
     assert [row[-1] for row in section.tables["outlier-features"][1]] == [0.0, None]
+
+
+def rows_of(section: Section, name: str) -> list[dict[str, report.Cell]]:
+    columns, rows, _ = section.tables[name]
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+STEEP = Activations(9.0, 0.5, 200, 3, 6.0, [1.0, 8.0, 2.0, 0.0, 6.0], [0.0, 0.75, 0.1, 0.0, 0.5])
+FLAT = Activations(3.0, 0.1, 200, 0, 6.0, [1.0, 2.0, 4.0, 3.0, 1.0], [0.1, 0.4, 0.2, 0.0, 0.0])
+
+
+def test_each_number_of_the_activations_is_in_its_column():
+    """The interval is that of a normal mean; a feature's magnitude is over the median feature's, not the mean one's."""
+    section, found = Section(""), {"steep": STEEP, "flat": FLAT}
+    kurtosis_table(section, found, dict.fromkeys(found, ()))
+    steep, _ = rows_of(section, "kurtosis")
+    assert steep.pop("Kurtosis") == pytest.approx((9.0, *norm.interval(0.95, 9.0, 0.5)), rel=1e-3)
+    assert steep == {"Model": "steep", "Features": 5, "Outlier features": 2, "Images": 200, "Constant": 3}
+    outlier_table(section, found)
+    assert section.tables["outlier-features"][1] == [
+        ["steep", 1, 0.75, 8.0, 2.0],
+        ["steep", 4, 0.5, 6.0, 1.5],
+        ["flat", 1, 0.4, 2.0, 1.0],  # has no outlier feature: the most frequent one
+    ]
+    outlier_figure(section, found, dict.fromkeys(found, "supervised"))
+    _, right = section.figures["outlier-features"].axes
+    np.testing.assert_allclose(right.lines[0].get_ydata(), [75, 50, 10, 0, 0])
+
+
+def test_a_direction_is_shown_by_its_number_and_importance():
+    """By importance, not by singular value; a star is an outlier feature; the curve is in units of the mean."""
+    found = {
+        "m": Directions(
+            "cosine", [3.0, 2.0, 1.0], [0.5, 3.0, 1.0], [1, 2, 0], 2.0, 1.5,
+            [[1, 0, 4], [2, 3, 0], [3, 2, 1]], [[0.9, -0.3, 0.25], [0.8, 0.5, -0.1], [-1.0, 0.0, 0.0]],
+        )
+    }  # fmt: skip
+    section = Section("")
+    importance_table(section, found, {"m": STEEP}, {"m": ()})
+    assert rows_of(section, "importance") == [{"Model": "m", "Directions": 3, "Max / mean": 2.0, "Kurtosis": 1.5}]
+    rows = section.tables["privileged-directions"][1]
+    assert rows[0] == ["m", 1, 2.0, 0.75, "1 (+0.90*), 0 (-0.30), 4 (+0.25*)"]
+    assert [row[1] for row in rows] == [1, 2, 0] and [row[3] for row in rows] == [0.75, 0.1, 0.0]
+    assert [row[2] for row in rows] == pytest.approx([2, 2 / 3, 1 / 3])
+    importance_figure(section, found, {"m": "supervised"})
+    (ax,) = section.figures["importance"].axes
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 2 / 3, 1 / 3])
+
+
+def test_pruning_is_shown_where_it_happened():
+    """Shares and accuracies in percent, the mean over the shifts, and in words the median loss at 80 %."""
+    fractions = [0.0, 0.5, 0.8, 0.9, 0.95, 1.0]
+    found = {
+        name: Pruning(
+            fractions,
+            {
+                "imagenet2012": [0.7, 0.7, 0.7 - lost, 0.3, 0.2, 0.0],
+                "a": [0.6, 0.5, 0.4, 0.3, 0.2, 0.1],
+                "b": [0.2] * 6,
+            },
+        )
+        for name, lost in (("x", 0.01), ("y", 0.03), ("z", 0.2))
+    }
+    er = {"y": np.array([0.10, 0.09, 0.08, 0.07, 0.06, 0.05])}
+    section = Section("")
+    pruning_table(section, "imagenet2012", ["a", "b"], found, er)
+    assert section.tables["pruning"][0][2:] == [f"{share} pruned" for share in ("0%", "50%", "80%", "90%", "95%")]
+    rows = {(row[0], row[1]): row[2:] for row in section.tables["pruning"][1]}
+    assert rows["y", "ImageNet"] == pytest.approx([0.7, 0.7, 0.67, 0.3, 0.2])
+    assert rows["y", "mean of the shifts"] == pytest.approx([0.4, 0.35, 0.3, 0.25, 0.2])
+    assert rows["y", "effective robustness"] == pytest.approx(er["y"][:5]) and len(rows) == 7
+    pruning_figure(section, "imagenet2012", ["a", "b"], found, dict.fromkeys(found, "zero-shot"), er)
+    drawn = [ax.lines[min(1, len(ax.lines) - 2)].get_xydata().T for ax in section.figures["pruning"].axes]
+    for (across, up), wanted in zip(
+        drawn, ([70, 70, 67, 30, 20, 0], [40, 35, 30, 25, 20, 15], 100 * er["y"]), strict=True
+    ):
+        np.testing.assert_allclose(across, [0, 50, 80, 90, 95, 100])
+        np.testing.assert_allclose(up, wanted)
+    assert "accuracy lost with 80 % pruned. zero-shot CLIP: 3 (median of 3)" in "".join(section.blocks)
+
+
+def concept_summary(unique: int, over: list[int], per_direction: list[int]) -> ConceptSummary:
+    kinds = ("directions", "random_directions", "permuted_labels")
+    best = [
+        {"concept": name, "directions": 2, "direction": 7, "sign": sign, "average_precision": 0.95, "top_images": ["p"]}
+        for name, sign in (("sky", 1), ("dog", -1))
+    ]
+    return ConceptSummary(
+        0.9, dict(zip(kinds, (unique, 4, 1), strict=True)), dict(zip(kinds, (1.5, 1.2, 1.0), strict=True)),
+        [0.8, 0.9], dict.fromkeys(kinds, over), per_direction, {}, best, 60, 9, 20,
+    )  # fmt: skip
+
+
+def test_concepts_and_chance_are_not_taken_for_each_other():
+    """What random directions find is not under what permuted labels find; the dashed line is the models' median."""
+    found = {
+        name: concept_summary(30, over, [3, 0, 1, 1]) for name, over in (("x", [1, 0]), ("y", [5, 2]), ("z", [90, 70]))
+    }
+    section = Section("")
+    concept_table(section, found, dict.fromkeys(found, ()))
+    row = rows_of(section, "concept-counts")[0]
+    assert [row[k] for k in ("Unique concepts", "Random directions", "Permuted labels")] == [30, 4, 1]
+    assert (row["Tested"], row["Skipped"]) == (60, 9)
+    concept_figure(section, found, dict.fromkeys(found, "supervised"))
+    left, right = section.figures["concept-counts"].axes
+    np.testing.assert_array_equal(left.lines[-1].get_ydata(), [5, 2])
+    np.testing.assert_array_equal(right.lines[0].get_xydata(), [[0, 100], [1, 75], [2, 25], [3, 25]])
+    best_concepts_table(section, {"x": found["x"]})
+    assert [row["Best direction"] for row in rows_of(section, "most-encoded-concepts")] == ["+7", "−7"]
+
+
+def test_accuracy_has_its_interval_in_order():
+    """Newcombe's 81 of 263: 25.5 % to 36.6 %."""
+    section = Section("")
+    accuracy_table(section, {"m": {"imagenet2012": Accuracy.of(81, 263)}}, {"m": ()}, {})
+    (row,) = rows_of(section, "accuracy")
+    assert row["ImageNet"] == pytest.approx((81 / 263, 0.2553, 0.3662), abs=1e-4) and row["ER"] is None
+
+
+def test_the_cells_of_a_heat_map_are_those_of_the_matrix():
+    """Row i is the i-th from the top: transposed, a number would be between the same models, and look right."""
+    section = Section("")
+    heat_map(section, ["a", "b"], np.array([[1.0, 0.25], [np.nan, 1.0]]), "", "cells", "cells")
+    ax, _ = section.figures["cells"].axes
+    assert {text.get_text(): text.get_position() for text in ax.texts if text.get_position() != (0.5, 0.5)} == {
+        "0.25": (1.5, 0.5), "1.00": (1.5, 1.5),
+    }  # fmt: skip
+    assert ax.yaxis_inverted() and len(ax.texts) == 3
 
 
 def test_a_table_shows_rounded_numbers_and_sorts_by_full_ones():
