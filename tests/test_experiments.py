@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from jaxclip import analyze, report
 from jaxclip.analysis import SHIFTS, linear_cka
 from jaxclip.datasets.named import Concepts
 from jaxclip.errors import InputError
-from jaxclip.sections import GROUPS, group_color, title
+from jaxclip.sections import GROUPS, Section, group_color, title
 from jaxclip.store import MANIFEST, Representations
 
 PAPER = Path(__file__).parent.parent / "experiments" / "configs" / "paper.py"
@@ -122,6 +123,40 @@ def test_results_are_read_and_not_computed_again(made: Study, monkeypatch: pytes
         studies.activations(other)
 
 
+def test_what_decides_a_result_is_in_its_name(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option that an analysis heeds, and the head's prompts: else another run's numbers pass for this one's."""
+
+    class Stop(BaseException):
+        pass
+
+    def stop(study, what, name, stored, inputs, compute):
+        raise Stop(analyze.plain(inputs))
+
+    def inputs(function, study: Study) -> dict:
+        with pytest.raises(Stop) as caught:
+            function(study)
+        return caught.value.args[0]
+
+    monkeypatch.setattr(studies, "_cached", stop)
+    shares = {"fractions": (0.0, 1.0)}
+    concepts = {"directions": "coordinates", "concept_threshold": 0.8, "concept_thresholds": (0.5,), "negatives": "all",
+                "min_images": 30, "seed": 1}  # fmt: skip
+    heeded = {
+        studies.activations: {"outlier_threshold": 5.0},
+        studies.directions: {"importance": "projection"},
+        studies.accuracies: {"x": "subset"},
+        studies.prunings: {"importance": "projection", "x": "subset", **shares},
+        studies.concepts: concepts,
+    }
+    for function, changes in heeded.items():
+        before = inputs(function, made)
+        for option, value in changes.items():
+            options = dataclasses.replace(made.options, **{option: value})
+            assert inputs(function, dataclasses.replace(made, options=options)) != before, (function.__name__, option)
+        prompts = dataclasses.replace(made, templates=("a {}.",))
+        assert (inputs(function, prompts) == before) == (function is studies.activations), function.__name__
+
+
 def test_other_concepts_are_other_results(made: Study) -> None:
     """Concepts that are read by a function of the same name, but of other pictures, are computed again."""
     name = "synthetic-zero-shot-a"
@@ -203,6 +238,49 @@ def test_cka_of_few_images_is_biased_as_is_said(made: Study) -> None:
         f"at most {synthetic.D / (synthetic.IMAGES + synthetic.D):.2g} here" in text and "images of ImageNet:" in text
     )
     assert chance == pytest.approx(synthetic.D / (synthetic.IMAGES + synthetic.D), rel=0.05)
+    sizes = {"few": {made.reference: np.empty((100, 64))}, "wide": {made.reference: np.empty((900, 300))}}
+    study = SimpleNamespace(stored=sizes, reference=made.reference)
+    assert cka._by_chance(study, list(sizes)) == 300 / (100 + 300), "at most: of the fewest images and the widest model"  # type: ignore[arg-type]
+
+
+def test_cka_is_between_the_models_that_it_stands_for(made: Study) -> None:
+    """The matrix is symmetric, each cell that of its two models; a group's mean is over its own pairs alone."""
+    section, found = cka.run(made), studies.cka(made)
+    (ax, _) = section.figures["cka"].axes
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    values = np.asarray(ax.collections[0].get_array()).reshape(len(names), len(names))
+    np.testing.assert_allclose(values, values.T)
+    for (a, b), value in found.items():
+        assert values[names.index(a), names.index(b)] == value
+        assert value == pytest.approx(
+            linear_cka(*(np.asarray(made.stored[m]["imagenet2012"]) for m in (a, b))), abs=1e-6
+        )
+    columns, rows, _ = section.tables["cka-groups"]
+    for row in rows:
+        for column, mean in zip(columns[1:], row[1:], strict=True):
+            mine = [
+                v
+                for pair, v in found.items()
+                if sorted(GROUPS[made.groups[m]] for m in pair) == sorted([row[0], column])
+            ]
+            assert mean == (pytest.approx(np.mean(mine)) if mine else None), (row[0], column)
+
+
+def test_overlap_is_jaccard_s_and_shared_concepts_come_first() -> None:
+    """Over the union: few concepts are not alike to many that have them. By most models, then by most directions."""
+    found = {
+        "a": SimpleNamespace(encoded={"sky": 1, "dog": 1}),
+        "b": SimpleNamespace(encoded={"sky": 1, "dog": 5, "sea": 9, "car": 1}),
+        "c": SimpleNamespace(encoded={}),
+        "d": SimpleNamespace(encoded={}),
+    }
+    section = Section("")
+    concepts.overlap(section, found)  # type: ignore[arg-type]
+    values = np.asarray(section.figures["concept-overlap"].axes[0].collections[0].get_array()).reshape(4, 4)
+    np.testing.assert_array_equal(values[:2, :3], [[1, 0.5, 0], [0.5, 1, 0]])
+    assert np.isnan(values[2:, 2:]).all(), "neither encodes any: nothing over nothing"
+    concepts.shared(section, found)  # type: ignore[arg-type]
+    assert section.tables["shared-concepts"][1] == [["dog", 2, 6], ["sky", 2, 2], ["sea", 1, 9], ["car", 1, 1]]
 
 
 def test_a_file_in_the_way_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -266,6 +344,53 @@ def test_no_finding_passes_on_no_evidence(made: Study, monkeypatch: pytest.Monke
     }
     monkeypatch.setattr(studies, "prunings", lambda study: useless)
     assert pruned(made).agrees is None
+
+
+def test_one_other_group_is_enough_to_differ(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "The less robust models" are all of them; and privileged directions are few, at most 5 % of all (here 64)."""
+    judge = {finding.paper: finding.judge for finding in findings.FINDINGS}
+    activations, directions = studies.activations(made), studies.directions(made)
+
+    def privileged(name: str, count: int) -> analyze.Directions:
+        return dataclasses.replace(
+            directions[name], importance=[20.0] * count + [1.0] * (64 - count), max_over_mean=9.0
+        )
+
+    group = made.groups
+    outliers = {
+        name: dataclasses.replace(a, kurtosis=50.0) if group[name] == "fine-tuned" else a
+        for name, a in activations.items()
+    }
+    monkeypatch.setattr(studies, "activations", lambda study: outliers)
+    assert judge["The less robust models have none."](made).agrees is False
+    changed = {n: privileged(n, 1) if group[n] == "fine-tuned" else d for n, d in directions.items()}
+    monkeypatch.setattr(studies, "directions", lambda study: changed)
+    assert judge["The less robust models have no strongly privileged directions."](made).agrees is False
+    for count, few in ((3, True), (4, False)):
+        changed = {n: privileged(n, count) if group[n] == "zero-shot" else d for n, d in directions.items()}
+        assert judge["Zero-shot CLIPs have few strongly privileged directions."](made).agrees is few
+
+
+def test_concepts_are_compared_within_a_backbone(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide encoder encodes more; and many concepts speak for language only where there is little robustness."""
+    unique = {"zero-shot-a": 10, "zero-shot-b": 10, "captions-a": 15, "supervised-a": 11, "supervised-b": 0}
+    counts = {f"synthetic-{name}": SimpleNamespace(unique={"directions": n}) for name, n in unique.items()}
+    monkeypatch.setattr(studies, "concepts", lambda study: counts)
+    paired = findings._against_supervised(made, "zero-shot")
+    assert paired == {"synthetic-zero-shot-a": (10, 11.0), "synthetic-zero-shot-b": (10, 0.0)}
+    (language,) = (f.judge for f in findings.FINDINGS if f.paper.startswith("Many concepts go with language"))
+    accuracies = studies.accuracies(made)
+    for er, agrees in ((0.11, False), (0.09, True)):
+        means = np.array([0.2 if made.groups[name] == "zero-shot" else er for name in accuracies])
+        monkeypatch.setattr(studies, "robustness", lambda *_, means=means: SimpleNamespace(mean=means))
+        assert language(made).agrees is agrees, "half of 0.2 is 0.1"
+
+
+def test_the_lead_counts_models_and_verdicts(made: Study) -> None:
+    verdicts = [findings.Verdict(agrees, "") for agrees in (True, True, False, None, None, None)]
+    said = reproduce._lead(made, [(findings.FINDINGS[0], verdict) for verdict in verdicts])
+    assert "7 of 8 models have representations here" in said
+    assert "6 statements: 2 pass, 1 differs, 3 not run" in said
 
 
 def test_findings_pass_where_planted_and_differ_where_not(made: Study) -> None:
@@ -351,8 +476,12 @@ def test_nothing_is_there(tmp_path: Path) -> None:
     assert all(row[4:] == [None] * 7 for row in studies.missing(study))
     section = accuracy_and_er.run(study)
     assert "Not run for 40 of 40 models" in "".join(section.blocks)
-    _, rows, _ = section.tables["published-accuracy"]
+    columns, rows, _ = section.tables["published-accuracy"]
     assert len(rows) >= 17, "the published accuracies are real numbers that are always there"
+    (row,) = (dict(zip(columns, row, strict=True)) for row in rows if row[0] == "ViT-L-14/openai")
+    published = {"imagenet2012": 0.7554, "imagenet_v2": 0.6983, "imagenet_r": 0.8784, "imagenet_sketch": 0.5959,
+                 "objectnet": 0.6889, "imagenet_a": 0.7075}  # fmt: skip
+    assert {title(name): value for name, value in published.items()}.items() <= row.items(), "open_clip's own table"
 
 
 def test_bad_configurations(tmp_path: Path) -> None:
