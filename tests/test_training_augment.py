@@ -11,7 +11,17 @@ from PIL import Image
 
 from jaxclip.config import Preprocess
 from jaxclip.errors import InputError
-from jaxclip.training.augment import OPERATIONS, Augment, augment, crop_box, cutmix, magnitudes, make_mix, mixup
+from jaxclip.training.augment import (
+    OPERATIONS,
+    Augment,
+    augment,
+    crop_box,
+    cutmix,
+    magnitudes,
+    make_mix,
+    mixup,
+    randaugment,
+)
 
 LEVELS = (0, 3, 9, 15, 30)
 
@@ -60,6 +70,37 @@ def test_crop_boxes_are_inside_and_of_the_asked_area_and_shape() -> None:
     theirs = np.array([params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)])
     assert area.mean() == pytest.approx((theirs[:, 2] * theirs[:, 3]).mean() / (500 * 375), abs=0.02)
     assert crop_box(1000, 10, (0.9, 1.0), (3 / 4, 4 / 3), rng) == (493, 0, 506, 10)
+    square = np.array([crop_box(400, 400, (0.08, 0.9), (3 / 4, 4 / 3), rng) for _ in range(4000)])
+    left, top, right, bottom = square.T
+    assert np.log((right - left) / (bottom - top)).mean() == pytest.approx(0, abs=0.012), "wide as often as tall"
+
+
+def test_a_random_crop_is_torchvisions(picture: Image.Image) -> None:
+    """The whole box is resized to the square, of whatever shape it is; nothing of it is cut off."""
+    functional = pytest.importorskip("torchvision").transforms.functional
+    cfg, pixels = Augment(flip=False), Preprocess(32)
+    for seed in range(5):
+        left, top, right, bottom = crop_box(*picture.size, cfg.crop_scale, cfg.crop_ratio, np.random.default_rng(seed))
+        assert right - left != bottom - top, "a square box tells nothing"
+        theirs = functional.resized_crop(
+            picture, top, left, bottom - top, right - left, [32, 32], functional.InterpolationMode.BICUBIC
+        )
+        np.testing.assert_array_equal(augment(picture, pixels, cfg, np.random.default_rng(seed)), theirs)
+
+
+def test_operations_are_drawn_as_often_and_as_far_as_asked(picture: Image.Image, monkeypatch) -> None:
+    """So many for each picture, all of them alike often, each with its magnitude, and half of the signed ones down."""
+    drawn: list[tuple[str, float]] = []
+    for name in OPERATIONS:
+        monkeypatch.setitem(OPERATIONS, name, lambda image, m, name=name: drawn.append((name, m)) or image)
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        randaugment(picture, 3, 15, rng)
+    assert len(drawn) == 1500
+    for name, (magnitude, signed) in magnitudes(15, *picture.size).items():
+        mine = [m for other, m in drawn if other == name]
+        assert 60 < len(mine) < 160 and {abs(m) for m in mine} == {magnitude}, name
+        assert (0.3 < np.mean(np.array(mine) < 0) < 0.7) if signed else min(mine) >= 0, name
 
 
 def test_the_generator_decides_everything(imagenet_samples: list[Path]) -> None:
@@ -84,7 +125,7 @@ def test_mixed_targets_say_what_is_in_the_picture() -> None:
     """Picture i is the constant i with target i: the mean pixel must equal the target's mean class."""
     images = np.broadcast_to(np.arange(4, dtype=np.float32)[:, None, None, None], (4, 8, 6, 3))
     targets, classes = np.eye(4, dtype=np.float32), np.arange(4)
-    weights = []
+    weights, cut = [], []
     both = make_mix(Augment(mixup=0.8, cutmix=1.0))
     assert both is not None and make_mix(Augment()) is None
     for kind in (lambda *a: mixup(*a, alpha=0.8), lambda *a: cutmix(*a, alpha=1.0), both):
@@ -94,7 +135,25 @@ def test_mixed_targets_say_what_is_in_the_picture() -> None:
             np.testing.assert_allclose(np.mean(x, axis=(1, 2, 3)), y @ classes, atol=1e-5)
             np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-6)
             weights.append(float(y[1, 1]))
+            if kind is both:
+                cut.append(np.array_equal(x, np.round(x)))  # a box of another picture leaves every pixel whole
     assert np.std(weights) > 0.1, "the weight does not vary"
+    assert 0 < sum(cut) < 8, "with both, it is always the one"
+
+
+def test_mixing_is_as_strong_as_asked() -> None:
+    """Mixup's weight has the variance of Beta(alpha, alpha); CutMix pastes as much as torchvision's does."""
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    torch = pytest.importorskip("torch")
+    images, targets = np.zeros((2, 32, 32, 3), np.float32), np.eye(2, dtype=np.float32)
+    keys = jax.random.split(jax.random.key(0), 1000)
+    weights = jax.vmap(lambda key: mixup(key, images, targets, alpha=0.2)[1][0, 0])(keys)
+    assert np.var(weights) == pytest.approx(1 / (4 * (2 * 0.2 + 1)), rel=0.1)
+    torch.manual_seed(0)
+    pair = torch.zeros(2, 3, 32, 32), torch.arange(2)
+    theirs = [float(v2.CutMix(num_classes=2, alpha=1.0)(*pair)[1][0, 0]) for _ in range(1000)]
+    ours = jax.vmap(lambda key: cutmix(key, images, targets, alpha=1.0)[1][0, 0])(keys)
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.03)
 
 
 @pytest.mark.parametrize(
