@@ -1,6 +1,7 @@
 """The miniature: corruptions, captions, the configuration, WiSE-FT's curve; and the whole command, small and killed."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -12,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_study as synthetic
+from PIL import Image
 
 from experiments import study as studies
 from experiments import wise_ft
-from experiments.cifar10 import first, shift_sets
+from experiments.cifar10 import first, pixel_concepts, shift_sets
 from experiments.configs import cifar10 as config
 from experiments.corruptions import CORRUPTIONS, disk
-from jaxclip.datasets.files import open_tars
+from jaxclip.datasets.files import open_folder, open_tars
 from jaxclip.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -43,15 +45,41 @@ def test_a_corruption_grows_with_its_severity(name: str, picture: np.ndarray) ->
     np.testing.assert_array_equal(made[3], CORRUPTIONS[name](picture, 4, np.random.default_rng(0)))
 
 
-def test_constants_are_cifar_10_cs() -> None:
-    """Noise has the published deviation, contrast the published share, and the disk keeps the light."""
+def test_constants_are_cifar_10_cs(picture: np.ndarray) -> None:
+    """Those of make_cifar_c.py (github.com/hendrycks/robustness), at every severity, seen in what comes out: noise's
+    deviation, contrast's range, pixelate's blocks, JPEG's tables, the disk's light and edge.
+    """
+    rng = np.random.default_rng(0)
     grey = np.full((256, 256, 3), 128, np.uint8)
-    noisy = CORRUPTIONS["gaussian_noise"](grey, 4, np.random.default_rng(0))
-    assert noisy.std() / 255 == pytest.approx(0.09, abs=0.001)
     halves = np.zeros((8, 8, 3), np.uint8)
     halves[:4] = 200
-    drawn = CORRUPTIONS["contrast"](halves, 4, np.random.default_rng(0)).astype(int)
-    assert drawn.max() - drawn.min() == pytest.approx(0.3 * 200, abs=1)
+    slope = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None], 32, axis=0).repeat(3, axis=2)
+    dot = np.zeros((17, 17, 3), np.uint8)
+    dot[8, 8] = 255
+    published = zip(
+        (0.04, 0.06, 0.08, 0.09, 0.10),
+        (0.75, 0.5, 0.4, 0.3, 0.15),
+        (0.95, 0.9, 0.85, 0.75, 0.65),
+        (80, 65, 58, 50, 40),
+        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+        strict=True,
+    )
+    for severity, (noise, contrast, share, quality, (radius, alias)) in enumerate(published, 1):
+        noisy = CORRUPTIONS["gaussian_noise"](grey, severity, rng)
+        assert noisy.std() / 255 == pytest.approx(noise, abs=0.001)
+        drawn = CORRUPTIONS["contrast"](halves, severity, rng).astype(int)
+        assert drawn.max() - drawn.min() == pytest.approx(contrast * 200, abs=1)
+        assert len(np.unique(CORRUPTIONS["pixelate"](slope, severity, rng)[0, :, 0])) == int(32 * share)
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        np.testing.assert_array_equal(
+            CORRUPTIONS["jpeg_compression"](picture, severity, rng), np.asarray(Image.open(file))
+        )
+        near, far = np.exp(-1 / (2 * alias**2)), np.exp(-1 / alias**2)  # of the Gaussian, beside its middle's 1
+        whole = 1 + 4 * near + 4 * far
+        middle, cells = (whole, 9) if radius == 1.5 else (1 + 4 * near, 5) if radius == 1 else (1, 1)
+        blurred = CORRUPTIONS["defocus_blur"](dot, severity, rng)[8, 8, 0]
+        assert blurred == pytest.approx(255 * middle / whole / cells, abs=1)
     for radius, alias in ((0.3, 0.4), (1, 0.2), (1.5, 0.1)):
         kernel = disk(radius, alias)
         assert kernel.sum() == pytest.approx(1) and np.array_equal(kernel, kernel.T) and kernel.min() >= 0
@@ -88,6 +116,20 @@ def test_configuration_names_what_the_method_needs(tmp_path: Path) -> None:
     assert all(set(of) <= classes and 0 < len(of) < 10 for of in config.CONCEPTS.values())
 
 
+def test_concepts_of_the_pixels_are_the_tenth_with_the_most(tmp_path: Path) -> None:
+    """Bright is by the mean of all values, a hue by what a channel is above it: a white picture is bright, not red."""
+    colors = {"white": (255, 255, 255), "black": (0, 0, 0), "red": (200, 20, 20), "green": (20, 200, 20),
+              "blue": (20, 20, 200)}  # fmt: skip
+    greys = {f"grey{i}": (100 + i,) * 3 for i in range(5)}
+    for name, color in (colors | greys).items():
+        (tmp_path / "pictures" / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), color).save(tmp_path / "pictures" / "a" / f"{name}.png")
+    pixel_concepts(tmp_path, open_folder(tmp_path / "pictures"))
+    found = json.loads((tmp_path / config.PIXEL_CONCEPTS).read_text())
+    of = {"bright": "white", "dark": "black", "reddish": "red", "greenish": "green", "bluish": "blue"}
+    assert {concept: [Path(i).stem for i in ids] for concept, ids in found.items()} == {c: [n] for c, n in of.items()}
+
+
 def test_wise_ft_curve_of_a_made_up_study(tmp_path: Path) -> None:
     """Sorted by alpha, the ends from the study's models; without a model in between there is no curve."""
     made = dataclasses.replace(synthetic.make(tmp_path), results=tmp_path / "results")
@@ -101,6 +143,12 @@ def test_wise_ft_curve_of_a_made_up_study(tmp_path: Path) -> None:
     accuracies = studies.accuracies(study)
     names = ["synthetic-zero-shot-a", middle.name, "synthetic-fine-tuned-a"]
     assert [p.accuracy for p in points] == [accuracies[name]["imagenet2012"] for name in names]
+    shifted = [np.mean([accuracies[name][shift].value for shift in study.shifts]) for name in names]
+    np.testing.assert_allclose([p.shifted for p in points], shifted)
+    best = max(points, key=lambda p: p.accuracy.value).alpha
+    assert f"at alpha {best:g}." in "".join(wise_ft.run(study).blocks)
+    one_short = wise_ft._point(study, 0.5, {k: v for k, v in accuracies[middle.name].items() if k != "objectnet"}, None)
+    assert np.isnan(one_short.shifted), "a mean over four shifts beside means over five"
     result = studies.robustness(study, accuracies)
     assert result is not None
     er = dict(zip(accuracies, result.mean, strict=True))
