@@ -78,7 +78,8 @@ def test_nothing_varies():
     """One image, or the same row throughout, has no similarity: NaN, not 0 or 1."""
     a, b = pair(2)
     assert np.isnan(linear_cka(a[:1], b[:1]))
-    assert np.isnan(linear_cka(np.full((60, 3), 0.1, np.float32), b))
+    constant = np.full((60, 3), 0.1, np.float32)
+    assert np.isnan(linear_cka(constant, b)) and np.isnan(linear_cka(b, constant))
     assert linear_cka(a[:, :1], a[:, :1] * -3) == pytest.approx(1, abs=1e-6)
 
 

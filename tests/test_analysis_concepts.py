@@ -80,12 +80,20 @@ def test_average_precision_depends_on_order_alone(seed):
     np.testing.assert_allclose(average_precision(scores[order], labels[order]), found, atol=1e-6)
 
 
-def test_memory_pieces_change_nothing(monkeypatch):
-    """Concepts that do not fit into memory at once go through in pieces, with the same result."""
+@pytest.mark.parametrize("table", [300, 1])
+def test_memory_pieces_change_nothing(table, monkeypatch):
+    """Concepts that do not fit into memory at once go through in pieces, of at least one concept, with one result."""
     scores, labels = problem(2, 128, 11, 9)
     whole = average_precision(scores, labels)
-    monkeypatch.setattr(sys.modules["jaxclip.analysis.average_precision"], "_TABLE", 300)
+    monkeypatch.setattr(sys.modules["jaxclip.analysis.average_precision"], "_TABLE", table)
     np.testing.assert_array_equal(average_precision(scores, labels), whole)
+
+
+def test_more_images_than_are_counted_exactly_are_refused():
+    """Running counts are float32, which has every whole number below 2**24 and not all above."""
+    labels = scipy.sparse.coo_array(([True], ([5], [0])), shape=(2**24, 1))
+    with pytest.raises(InputError, match="exactly up to 16,777,215 images"):
+        average_precision(np.zeros((2**24, 1), np.float32), labels)
 
 
 def test_bad_input_of_average_precision():
@@ -150,7 +158,10 @@ def test_all_negatives_are_the_better_sign_of_sklearn_s():
         random.standard_normal((9, 6)).astype(np.float32),
     )
     labels = random.random((200, 5)) < 0.2
-    found = concept_counts(h, labels, directions, negatives="all", key=KEY, min_images=1).directions.average_precision
+    done: list[int] = []
+    counts = concept_counts(h, labels, directions, negatives="all", key=KEY, min_images=1, advance=done.append)
+    found = counts.directions.average_precision
+    assert sum(done) == 3 * 9 * 5, "nine directions go through eight at a time: pairs are told twice"
     scores = h @ directions.T
     np.testing.assert_allclose(found, np.maximum(by_sklearn(scores, labels), by_sklearn(-scores, labels)), atol=1e-5)
 
@@ -199,6 +210,8 @@ def test_the_least_number_and_the_least_precision_are_enough():
     concepts = np.arange(60)[:, None] < (5, 4)
     h = np.where(concepts[:, :1], -1, 1) + np.linspace(0, 0.5, 60, dtype=np.float32)[:, None]
     found = concept_counts(h, concepts, [[1.0]], 1.0, "all", key=KEY, min_images=5)
+    none = concept_counts(h, np.pad(concepts, ((0, 0), (0, 1))), [[1.0]], 1.0, "all", key=KEY, min_images=0)
+    assert none.skipped == 1, "a concept of no image has no precision, whatever the least number"
     assert (found.skipped, found.directions.encoded.tolist()) == (1, [[True, False]])
     assert found.directions.unique_over([1.0]).tolist() == [1] == [found.random_directions.unique]
     assert found.permuted_labels.unique == 0
@@ -241,7 +254,8 @@ def test_bad_input_of_concept_counts():
         ({"h": np.where(np.arange(31)[:, None] == 2, np.inf, h)}, "h: row 2"),
         ({"directions": np.eye(10)}, "10 columns where 11"),
         ({"negatives": "some"}, "'some', not one of balanced, all"),
-        ({"threshold": 0}, "threshold"),
+        ({"threshold": 0}, "threshold is 0"),
+        ({"threshold": 90}, "threshold is 90"),
         ({"min_images": 32}, "at least 32 of the 31"),
     ):
         with pytest.raises(InputError, match=message):
