@@ -102,7 +102,8 @@ def test_real_pictures_with_a_planted_head(imagenet_samples: list[Path], encoded
     with (tmp_path / "result" / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1000
-    assert sum(float(row["top5"]) * int(row["images"]) for row in rows) == found.top5.right
+    for column, accuracy in (("top1", found.top1), ("top5", found.top5)):
+        assert sum(float(row[column]) * int(row["images"]) for row in rows) == accuracy.right
 
 
 @settings(max_examples=30, deadline=None)
@@ -332,6 +333,9 @@ def test_labels_are_needed(imagenet_samples: list[Path]) -> None:
     for classes, label, says in (((), -1, "has no labels"), (("a", "b"), -1, "has no label")):
         with pytest.raises(InputError, match=says):
             evaluate(tiny_classifier(2), Listed("unlabelled", classes, [(imagenet_samples[0], label)]), workers=0)
+    mixed = Listed("mixed", tuple(imagenet_wnids()), [(imagenet_samples[0], -1)])
+    with pytest.raises(InputError, match="has no label"):  # a subset leaves out other classes, not what has none
+        evaluate(tiny_clip(), mixed, head=np.zeros((1000, 32)), subset="imagenet_r", workers=0)
 
 
 def test_a_picture_outside_the_subset_is_named(imagenet_samples: list[Path]) -> None:

@@ -23,15 +23,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import changed, tiny_classifier, tiny_clip
 
+import jaxclip
 from jaxclip import checkpoint, cli, config, embedding, store
 from jaxclip.datasets import Example, open_source
 from jaxclip.datasets.files import open_folder
 from jaxclip.embedding import embed
 from jaxclip.errors import InputError
 from jaxclip.evaluation import evaluate, representations
+from jaxclip.files import new_directory, new_file
 from jaxclip.model import load_model
 from jaxclip.preprocess import preprocess
-from jaxclip.store import MANIFEST, Representations, identity, key_of, model_digest, open_store
+from jaxclip.store import MANIFEST, Representations, find, identity, key_of, model_digest, open_store
 
 ROWS = 4
 SMALL: dict[str, Any] = {"batch_size": 3, "workers": 0}  # a shard's second batch has one picture of three
@@ -149,8 +151,10 @@ def test_a_strangers_file_in_a_store_is_left_alone(tmp_path: Path, source: Watch
     assert (tmp_path / whole.folder.name / MANIFEST).stat().st_mtime_ns == stamp
 
 
-def test_whatever_changes_the_numbers_changes_the_key(source: Watched, folder: Path) -> None:
-    """Else a store would answer for another model, or for other pictures."""
+def test_whatever_changes_the_numbers_changes_the_key(
+    source: Watched, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a store would answer for another model, for other pictures, or for what another version computed."""
     model, cfg = tiny_clip(), tiny_clip().config
     assert isinstance(cfg.vision, config.ViT)
     vision = dataclasses.replace(cfg.vision, activation="quick_gelu")
@@ -171,6 +175,10 @@ def test_whatever_changes_the_numbers_changes_the_key(source: Watched, folder: P
         identity(model, fewer),
         identity(tiny_classifier(2), source),
     ]
+    for module, name, value in ((store, "SHARD_ROWS", ROWS + 1), (jaxclip, "__version__", "0")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            requests.append(identity(model, source))
     assert len({key_of(request) for request in requests}) == len(requests)
 
 
@@ -384,6 +392,28 @@ def test_float16_states_its_error(tmp_path: Path, source: Watched, whole: Repres
     assert stored.manifest["rounding"] == pytest.approx(error.max())
     assert 0 < error.max() < 2**-10, "more than float16's half unit in the last place"
     assert whole.manifest["rounding"] == 0
+    found = find(tmp_path, tiny_clip(), source)
+    assert found is not None and found.dtype == np.float16
+    shutil.copytree(whole.folder, tmp_path / whole.folder.name)
+    found = find(tmp_path, tiny_clip(), source)
+    assert found is not None and found.dtype == np.float32, "rounded, though the exact ones are there"
+
+
+def test_what_is_written_can_be_read_by_others(tmp_path: Path) -> None:
+    """As the user's umask allows: a temporary file is the owner's alone, and so would a group's store be. What a new
+    folder replaces is not left beside it.
+    """
+    before = os.umask(0o027)
+    try:
+        with new_file(tmp_path / "file") as file:
+            file.write("x")
+        for _ in range(2):
+            with new_directory(tmp_path / "folder", overwrite=True) as made:
+                (made / "x").touch()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"file": 0o640, "folder": 0o750}
 
 
 def test_what_a_type_cannot_hold_is_refused() -> None:
