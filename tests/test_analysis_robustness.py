@@ -251,6 +251,17 @@ def test_experiment_for_a_user_s_models(tmp_path):
     _, lines, _ = section.tables["lines"]
     assert [tuple(line[1:]) for line in lines] == list(found.fits.values())
     assert len(section.figures["effective-robustness"].axes) == 6, "five panels and the legend"
+    assert "0 of 0 models have a positive mean" in "".join(section.blocks)
+    # Accuracies of 0 and 1 are accuracies: a small -A split has them.
+    file.write_text("model,imagenet,imagenet_v2,imagenet_r,imagenet_sketch,objectnet,imagenet_a\nup,0.7"
+                    + ",0.7" * 4 + ",1\ndown,0.7" + ",0.2" * 4 + ",0\nalso,0.7" + ",0.1" * 5)  # fmt: skip
+    section = experiment.run(file)
+    found = effective_robustness(read_accuracies(file).columns, standard_models().columns, samples=50)
+    rows = [dict(zip(columns, row, strict=True)) for row in section.tables["effective-robustness"][1]]
+    assert [row["ER"].value for row in rows] == pytest.approx(found.mean) and (found.mean > 0).tolist() == [True] + [
+        False
+    ] * 2
+    assert "1 of 3 models have a positive mean" in "".join(section.blocks)
 
 
 def test_a_user_s_table_without_the_subset_columns(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import synthetic_study as synthetic
+from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score
 from tiny import tiny_clip
 
@@ -77,6 +78,11 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "broden is not prepared" in printed.replace("\n", " ") or "datasets prepare broden" in printed
     rows = list(csv.DictReader((out / "tables" / "effective-robustness.csv").open()))
     assert [row["Shift"] for row in rows if row["ER"]] == ["ImageNet-V2", "ImageNet-R"]
+    accuracy = found["accuracy"]["imagenet2012"]["value"]
+    for row in rows[:2]:  # the line that is printed gives the accuracy that is printed as expected
+        expected = expit(float(row["Slope"]) * logit(accuracy) + float(row["Intercept"]))
+        assert float(row["Expected"]) == pytest.approx(expected, abs=1e-5)
+        assert float(row["Accuracy"]) - float(row["Expected"]) == pytest.approx(float(row["ER"]), abs=1e-6)
     assert list(found["accuracy"]) == ["imagenet2012", "imagenet_v2", "imagenet_r"], "in the order of hashes"
     with (out / "tables" / "pruning-curves.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 101

@@ -70,7 +70,7 @@ def test_class_subsets_are_the_testbeds(name, wnids):
 
 def test_the_authors_own_names_have_their_classes():
     """As the archives are called, and unpack: else such a folder is classified among 1,000 classes, without a word."""
-    for name in ("imagenet-a", "imagenet-a.tar", "imagenet_a.tar", "imagenet_a:test"):
+    for name in ("imagenet-a", "imagenet-a.tar", "imagenet-a.tgz", "imagenet_a.tar", "imagenet_a:test"):
         np.testing.assert_array_equal(class_subset(name), class_subset("imagenet_a"))
     np.testing.assert_array_equal(class_subset("imagenet-r.tar.gz"), class_subset("imagenet_r"))
     assert class_subset("imagenet-sketch.tar") is None and class_subset("imagenet_val") is None
@@ -221,6 +221,14 @@ def test_broden_is_prepared_and_read(size, form, tmp_path):
     val = open_source(spec, split="val", data_dir=tmp_path / "data")
     assert [val[0].id, len(val)] == ["ade20k/ADE_train_1.jpg", 1]
     assert concepts(val).matrix.sum() == len(truth["ade20k/ADE_train_1.jpg"])
+
+
+def test_a_concept_is_of_the_category_with_most_pictures():
+    """By number, not by text, in which 9 comes after 10; names of categories are as label.csv has them."""
+    from jaxclip.datasets.broden import main_category
+
+    assert main_category("object(9);material(10)") == "material"
+    assert main_category("part(1002);object(998)") == "part" and main_category("color(7)") == "color"
 
 
 def test_a_bad_broden(tmp_path):

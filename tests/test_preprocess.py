@@ -453,6 +453,17 @@ def test_too_narrow():
         preprocess(Image.new("L", (1, 50_000)), Preprocess(224))
 
 
+def test_resized_to_no_more_than_is_decoded(monkeypatch):
+    """Twice Pillow's limit, as in decode, and none where the user took the limit away: else good pictures are lost."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    preprocess(Image.new("L", (50, 156)), Preprocess(80))  # 80x249, of 19,920 pixels
+    narrow = Image.new("L", (50, 160))
+    with pytest.raises(InputError, match="it would have 80x256"):
+        preprocess(narrow, Preprocess(80))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert preprocess(narrow, Preprocess(80)).shape == (80, 80, 3)
+
+
 def test_unconvertible_mode():
     """A mode that Pillow cannot convert (the reference raises ValueError) is named."""
     with pytest.raises(InputError, match="mode La"):

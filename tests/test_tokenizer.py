@@ -38,6 +38,7 @@ NAMED = [
     "it'\u017f 'LL \u212aelvin",  # letters that fold to s and k
     "<start_of_text> in <END_OF_TEXT> text <|startoftext|> !!<start_of_text> <\u017ftart_of_text>",
     "&amp;lt;b&amp;gt; &eacute; &#x1F600; &notanentity; &amp;amp;amp;",
+    "< &amp;lt;b&amp;gt;",  # beside which ftfy resolves no entity
     "&eacute;e&#769; &nbsp; &#0; &#xD800;",
     "cafe\u0301 caf\u00e9 \ufb01ne \u00df \u0149 \u0130stanbul ΟΔΟΣ ﬀ",
     "schÃ¶n â€œquotedâ€\x9d sÃ£o",  # mojibake, which ftfy mends
