@@ -34,6 +34,14 @@ def test_cka_is_the_direct_one(offset, scale):
     assert linear_cka(a, b) == pytest.approx(direct(a, b), abs=1e-5)
 
 
+def test_a_mean_that_float32_does_not_have():
+    """From 2**24 on it has even numbers alone: what the centre is off by would be variance that all columns share."""
+    random = np.random.default_rng(0)
+    a = np.float32(2**24 + 2 * random.integers(0, 3, (200, 5)))
+    b = np.float32(a[:, :3] - 2**24 + random.standard_normal((200, 3)))
+    assert linear_cka(a, b) == pytest.approx(direct(a, b), abs=1e-6)
+
+
 def test_many_blocks_with_drifting_means():
     """A mean that moves from block to block is between-block variance: merging must add it."""
     random = np.random.default_rng(1)
