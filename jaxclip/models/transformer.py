@@ -169,7 +169,7 @@ class Transformer(nnx.Module):
 
         Args:
             x: Embedded tokens.
-            layers: Which blocks' outputs to keep, counted from 1.
+            layers: Which blocks' outputs to keep, counted from 1, each once.
             token: Of each row, or of all, the token whose output is wanted; None for all tokens.
 
         Returns:

@@ -68,9 +68,11 @@ class ViT(nnx.Module):
         x = x + interpolate_positions(self.positions[...], grid).astype(self.dtype)
         if self.norm_pre is not None:
             x = self.norm_pre(x)
-        x, kept = self.transformer(x, layers, token=0 if self.cfg.pool == "class" else None)
+        once = list(dict.fromkeys(layers))
+        x, kept = self.transformer(x, once, token=0 if self.cfg.pool == "class" else None)
         x = self.pool(x)
-        return (x if self.projection is None else x @ self.projection[...].astype(self.dtype)), list(kept)
+        h = x if self.projection is None else x @ self.projection[...].astype(self.dtype)
+        return h, [kept[once.index(layer)] for layer in layers]
 
     def pool(self, x: Float[Array, "n t w"] | Float[Array, "n w"]) -> Float[Array, "n v"]:
         """One normalised token for each image: the class token, the mean of the patches, or attentional pooling.
