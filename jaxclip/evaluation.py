@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +172,7 @@ def representations(
     for batch in loader.batches(
         source, model.config.preprocess, batch_size, workers=workers, indices=indices, skip_bad=skip_bad
     ):
-        now = cast(Array, model.encode_image(jax.device_put(batch.images, sharding))), batch
+        now = model.encode_image(jax.device_put(batch.images, sharding)), batch
         if before is not None:
             yield before
         before = now

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,10 @@ from jaxclip.models import clip
 from jaxclip.models.layers import apart, each_part, together
 from jaxclip.models.vit import ViT
 from jaxclip.preprocess import normalize, preprocess
+
+Images = (
+    UInt8[Array | np.ndarray, "n H W 3"] | Float[Array | np.ndarray, "n H W 3"] | Sequence[UInt8[np.ndarray, "H W 3"]]
+)
 
 PICTURES = 16
 """What a ResNet takes at once on a CPU, at the most (``benchmarks/NOTES.md``)."""
@@ -48,17 +52,22 @@ class Model:
         self._encode_image = jax.jit(self.representation, static_argnums=2, compiler_options=options)
         self._encode_text = jax.jit(functools.partial(_text, self._graph, self.dtype), compiler_options=options)
 
+    @overload
+    def encode_image(self, images: Images) -> Float[Array, "n d"]: ...
+
+    @overload
+    def encode_image(self, images: Images, layers: Sequence[int]) -> tuple[Float[Array, "n d"], list[Array]]: ...
+
     def encode_image(
-        self,
-        images: UInt8[Array | np.ndarray, "n H W 3"] | Float[Array | np.ndarray, "n H W 3"],
-        layers: Sequence[int] = (),
+        self, images: Images, layers: Sequence[int] = ()
     ) -> Float[Array, "n d"] | tuple[Float[Array, "n d"], list[Array]]:
         """The representations h(x), float32: for a CLIP the projected embedding (not normalised), for a classifier the
         penultimate activations.
 
         Args:
-            images: Preprocessed pictures: uint8 pixels, which are normalised on the device; or floats, which are taken
-                as normalised already (as the reference's own transform gives them, but channels last).
+            images: Preprocessed pictures, an array or a list of crops: uint8 pixels, normalised on the device;
+                or floats, which are taken as normalised already (as the reference's own transform gives them, but
+                channels last).
             layers: Intermediate activations wanted beside: transformer blocks (all tokens [n, t, w]) or ResNet stages
                 (feature maps [n, h, w, c]), counted from 1.
 
@@ -69,6 +78,7 @@ class Model:
             InputError: ``images`` has another shape or type, or a layer does not exist.
 
         """  # noqa: D205
+        images, layers = _array(images), tuple(layers)
         if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
             raise InputError(f"images have shape {images.shape}, not [n, height, width, 3] of at least one")
         if not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
@@ -79,7 +89,7 @@ class Model:
         for layer in layers:
             if not 1 <= layer <= depth:
                 raise InputError(f"layer {layer} does not exist: {self.config.name} has layers 1 to {depth}")
-        h, kept = _outermost(self._encode_image, self.params, images, tuple(layers))
+        h, kept = _outermost(self._encode_image, self.params, images, layers)
         return (h, kept) if layers else h
 
     def encode_text(self, tokens: Int[Array | np.ndarray, "n t"]) -> Float[Array, "n d"]:
@@ -92,8 +102,9 @@ class Model:
             InputError: The model has no text tower, or ``tokens`` is no matrix of integers of its context length.
         """
         text = self._text_config()
+        tokens = _array(tokens)
         integers = jnp.issubdtype(tokens.dtype, jnp.integer)
-        if tokens.ndim != 2 or not len(tokens) or not integers or tokens.shape[1] > text.context_length:
+        if tokens.ndim != 2 or 0 in tokens.shape or not integers or tokens.shape[1] > text.context_length:
             raise InputError(
                 f"tokens are {tokens.dtype} {tokens.shape}, not integers [n, {text.context_length}]: use model.tokenize"
             )
@@ -144,6 +155,11 @@ class Model:
                 f"images are {height}x{width} pixels, not multiples of {multiple}: "
                 f"model.preprocess gives {self.config.preprocess.size}x{self.config.preprocess.size}"
             )
+
+
+def _array(x: Any) -> Array | np.ndarray:
+    """``x`` itself where it is an array of JAX (traced ones among them) or numpy; else what numpy makes of it."""
+    return x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
 
 
 def _outermost(compiled: Any, params: nnx.State, inputs: Array | np.ndarray, *static: Any) -> Any:
@@ -207,6 +223,10 @@ def load_model(
     Raises:
         InputError: ``path`` is no such folder, or ``dtype`` is another.
     """
-    if str(jnp.dtype(dtype)) not in ("float32", "bfloat16"):
+    try:
+        known = str(jnp.dtype(dtype)) in ("float32", "bfloat16")
+    except TypeError:  # of no type that numpy knows
+        known = False
+    if not known:
         raise InputError(f"dtype is {dtype!r}: choose float32 or bfloat16")
     return Model(*checkpoint.restore(path, dtype=jnp.dtype(dtype), sharding=sharding))

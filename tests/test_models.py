@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxclip import config, model
 from jaxclip.compiler import compiler_options
+from jaxclip.errors import InputError
 from jaxclip.models import clip, layers, transformer
 from jaxclip.models.convolutions import conv
 from jaxclip.models.layers import BatchNorm, LayerNorm, interpolate_positions, joined
@@ -227,6 +228,25 @@ def test_layers_are_those_of_the_same_forward_pass(images: jax.Array) -> None:
         else:
             np.testing.assert_allclose(kept[0].mean((1, 2)), plain, rtol=1e-5, atol=1e-5)
         assert not np.allclose(kept[0].ravel()[:64], kept[1].ravel()[:64])
+
+
+def test_input_of_other_types_is_taken_or_named(images: jax.Array) -> None:
+    """Lists of crops, layers in an array, a type that does not exist: Python's own errors told nothing of them."""
+    of_tiny = model.Model(config.ModelConfig("tiny", TINY, PIXELS, TEXT), build(TINY))
+    h, kept = of_tiny.encode_image(images, (1, 2))
+    asked, also = of_tiny.encode_image([np.asarray(picture) for picture in images], np.array([1, 2]))
+    np.testing.assert_array_equal(asked, h)
+    np.testing.assert_array_equal(also[1], kept[1])
+    tokens = np.array([[5, 7, 99, 0], [8, 99, 0, 0]])
+    np.testing.assert_array_equal(of_tiny.encode_text(tokens.tolist()), of_tiny.encode_text(tokens))
+    for call, says in (
+        (lambda: of_tiny.encode_image(["a.jpg"]), "images have shape"),
+        (lambda: of_tiny.encode_text(["a cat"]), "use model.tokenize"),
+        (lambda: of_tiny.encode_text(tokens[:, :0]), "use model.tokenize"),
+        (lambda: model.load_model("nowhere", dtype="brain16"), "dtype is 'brain16': choose"),
+    ):
+        with pytest.raises(InputError, match=says):
+            call()
 
 
 def test_rematerialisation_changes_no_value_and_no_gradient(images: jax.Array) -> None:
