@@ -4,7 +4,16 @@ Public names are imported when first used, so that ``import jaxclip`` and ``jaxc
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not run what is below
+    from checkpoints_conversion.convert import convert as convert
+    from jaxclip.embedding import embed as embed
+    from jaxclip.errors import InputError as InputError
+    from jaxclip.evaluation import evaluate as evaluate
+    from jaxclip.model import load_model as load_model
+    from jaxclip.store import open_store as open_store
+    from jaxclip.zero_shot import zero_shot_head as zero_shot_head
 
 __version__ = "0.1.0"
 

@@ -1,10 +1,13 @@
 """The facts that ship with the package are those of their sources."""
 
+import ast
 import hashlib
+import inspect
 from importlib import resources
 
 import pytest
 
+import jaxclip
 from jaxclip import data
 
 
@@ -39,6 +42,15 @@ def test_merges_are_openai_s():
     theirs = resources.files(open_clip).joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
     ours = data.read_bytes("bpe_simple_vocab_16e6.txt.gz")
     assert hashlib.sha256(ours).hexdigest() == hashlib.sha256(theirs).hexdigest()
+
+
+def test_type_checkers_see_every_public_name():
+    """They do not run ``__getattr__``: without these imports and ``py.typed``, all of jaxclip is ``Any`` to a user."""
+    (block,) = [node for node in ast.parse(inspect.getsource(jaxclip)).body if isinstance(node, ast.If)]
+    seen = {node.names[0].asname: node.module for node in block.body if isinstance(node, ast.ImportFrom)}
+    assert seen == jaxclip._PUBLIC
+    for package in ("jaxclip", "checkpoints_conversion"):
+        assert resources.files(package).joinpath("py.typed").is_file()
 
 
 def test_callers_cannot_change_the_data():
