@@ -52,7 +52,7 @@ def zero_shot_head(
     tokens = np.pad(tokens, ((0, padding), (0, 0)), mode="edge")
     rows = np.pad(rows, (0, padding), constant_values=len(classnames))
 
-    sums = jnp.zeros((len(classnames), model.config.text.output_dim))
+    sums = jnp.zeros((len(classnames), model.config.text.output_dim), jnp.float32)
     with progress("zero-shot head", len(rows) - padding, unit="sentences") as advance:
         for i in range(0, len(tokens), batch_size):
             h = model.encode_text(jnp.asarray(tokens[i : i + batch_size]))
@@ -71,4 +71,4 @@ def _add_unit(sums: Float[Array, "c d"], h: Float[Array, "n d"], rows: Int[np.nd
 
     As a product: a GPU adds to rows in any order, so that two runs would differ in rounding.
     """
-    return sums + jnp.matmul(jax.nn.one_hot(rows, len(sums)).T, _unit(h), precision="highest")
+    return sums + jnp.matmul(jax.nn.one_hot(rows, len(sums), dtype=sums.dtype).T, _unit(h), precision="highest")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,6 +52,14 @@ def test_padding_is_cut_only_where_it_says_nothing(change: dict) -> None:
     model = tiny_clip(dataclasses.replace(TEXT, **change))
     W = zero_shot_head(model, NAMES, TEMPLATES)
     np.testing.assert_allclose(W, by_definition(model, NAMES, TEMPLATES), atol=2e-6)
+
+
+def test_a_head_is_float32_where_jax_has_64_bits(model: Model) -> None:
+    """Else the head, and all logits from it, are float64 there, which nothing else of a model is."""
+    with jax.enable_x64(True):
+        W = zero_shot_head(model, ["cat", "dog"], ["a {}."])
+    assert W.dtype == jnp.float32
+    np.testing.assert_allclose(W, zero_shot_head(model, ["cat", "dog"], ["a {}."]), rtol=1e-6, atol=1e-7)
 
 
 def test_one_compilation() -> None:

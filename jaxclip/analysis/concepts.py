@@ -139,7 +139,7 @@ def concept_counts(
     positives = labels[:, kept]
     sample_key, direction_key, label_key = jax.random.split(key, 3)
     others = _balanced(positives, sample_key) if negatives == "balanced" else None
-    random = jax.random.normal(direction_key, directions.shape)
+    random = jax.random.normal(direction_key, directions.shape, jnp.float32)
     random = random / jnp.linalg.norm(random, axis=1, keepdims=True)
     shuffled = h[jax.random.permutation(label_key, len(h))]
     skipped = labels.shape[1] - len(kept)

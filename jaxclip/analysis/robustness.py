@@ -195,7 +195,7 @@ def _fit_and_judge(
 
     def resample(key: Key[Array, ""]) -> Float[Array, "s m"]:
         count = usable.shape[1]
-        return judge(jnp.bincount(jax.random.randint(key, (count,), 0, count), length=count))[1]
+        return judge(jnp.bincount(jax.random.randint(key, (count,), 0, count, jnp.int32), length=count))[1]
 
     line, point = judge(jnp.ones(usable.shape[1], jnp.int32))
     sampled = lax.map(resample, jax.random.split(key, samples), batch_size=250)
