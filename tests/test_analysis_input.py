@@ -14,6 +14,7 @@ from jaxclip.analysis import (
     activation_kurtosis,
     average_precision,
     concept_counts,
+    effective_robustness,
     linear_cka,
     outlier_features,
     privileged_directions,
@@ -53,6 +54,34 @@ def test_a_number_that_is_none_is_found_in_a_large_matrix(name: str, value: floa
     h[4321, 7] = value
     with pytest.raises(InputError, match="row 4321 has a NaN"):
         ANALYSES[name](h)
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_a_traced_matrix_is_refused(name: str) -> None:
+    """Kurtosis told of a side effect and a leaked tracer, which its caller could do nothing about."""
+    analysis = (ANALYSES | {"prune_sweep": lambda h: prune_sweep(W, h, LABELS, [0, 0.5])})[name]
+    for transformed, h in ((jax.jit(analysis), H), (jax.vmap(analysis), H[None])):
+        with pytest.raises(InputError, match=r"is traced.*outside of jit, grad and vmap"):
+            transformed(h)
+
+
+def test_draws_do_not_depend_on_the_bits_of_jax() -> None:
+    """With 64-bit types on, one key gave other random directions and another bootstrap: other baselines, intervals."""
+    accuracies = {"imagenet": np.linspace(0.3, 0.8, 9), "imagenet_v2": np.linspace(0.3, 0.7, 9) ** 1.1}
+
+    def drawn() -> list[np.ndarray]:
+        counts = concept_counts(H[:500], CONCEPTS[:500], np.eye(D)[:8], key=jax.random.key(0))
+        robustness = effective_robustness(accuracies, accuracies, shifts=["imagenet_v2"], samples=50)
+        return [
+            counts.random_directions.average_precision,
+            counts.permuted_labels.average_precision,
+            robustness.mean_interval,
+        ]
+
+    usual = drawn()
+    with jax.enable_x64(True):
+        for found, wanted in zip(drawn(), usual, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["activation_kurtosis", "outlier_features", "prune_sweep", "linear_cka"])

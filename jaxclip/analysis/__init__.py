@@ -6,7 +6,8 @@ a running form with ``update``, ``merge`` and ``result`` (:class:`ActivationStat
 and merged in any order.
 
 Numbers: inputs are read as float32 and multiplied at the highest precision of the device; sums over more than a few
-thousand rows are taken block by block in float64 on the host, without enabling 64-bit types in JAX at large.
+thousand rows are taken block by block in float64 on the host, without enabling 64-bit types in JAX at large. So the
+functions compile what they need themselves, and are not to be called under ``jit``, ``grad`` or ``vmap``.
 """
 
 from jaxclip.analysis.average_precision import average_precision

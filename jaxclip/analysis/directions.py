@@ -56,6 +56,7 @@ def privileged_directions(
 
     Source: Crabbé et al. 2024, section 3.
     """
+    h = matrix("h", h)  # before the head is decomposed
     return DirectionImportance.empty(W, importance).update(h).result()
 
 

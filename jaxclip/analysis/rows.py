@@ -31,8 +31,10 @@ def matrix(name: str, x: Any, columns: int | None = None) -> Any:
     """``x`` itself (numpy, memory map or JAX), once it is known to be a non-empty real matrix.
 
     Raises:
-        InputError: It is not, or has not ``columns`` columns.
+        InputError: It is not, or has not ``columns`` columns, or it is traced (``jit``, ``grad``, ``vmap``).
     """
+    if isinstance(x, jax.core.Tracer):
+        raise InputError(f"{name} is traced, and the analyses look at values: call them outside of jit, grad and vmap")
     if not hasattr(x, "shape"):
         x = np.asarray(x)
     if len(x.shape) != 2 or 0 in x.shape:
