@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxclip.datasets import Source
+from jaxclip.datasets import Source, open_source
 from jaxclip.errors import InputError
 from jaxclip.evaluation import representations
 from jaxclip.files import sha256
@@ -41,7 +41,7 @@ from jaxclip.store import (
 
 def embed(
     model: Model,
-    source: Source,
+    source: Source | str | os.PathLike,
     store: str | os.PathLike,
     *,
     store_dtype: str = "float32",
@@ -58,7 +58,7 @@ def embed(
 
     Args:
         model: The encoder; pictures go to the devices where its parameters are.
-        source: The pictures.
+        source: The pictures, or what :func:`jaxclip.datasets.open_source` opens: a folder, a tar, a data set's name.
         store: The store's folder; the representations are in the folder of their key within.
         store_dtype: ``float16`` takes half the space; the largest relative error of a row is in the manifest.
         batch_size: Pictures that go through the model at once in this process. Other sizes, and other devices, may
@@ -72,6 +72,8 @@ def embed(
         OSError: The disk is full, or another thing that the system refuses; what is there stays, and the next run goes
             on with it.
     """
+    if isinstance(source, str | os.PathLike):
+        source = open_source(source)
     if store_dtype not in STORE_DTYPES:
         raise InputError(f"store dtype is {store_dtype!r}: choose {' or '.join(STORE_DTYPES)}")
     check_batch_size(batch_size)

@@ -34,7 +34,7 @@ from jaxclip import checkpoint
 from jaxclip.datasets import Source
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
-from jaxclip.loader import BadImage
+from jaxclip.loader import BadImage, check_batch_size
 from jaxclip.model import Model
 
 MANIFEST = "manifest.json"
@@ -147,7 +147,12 @@ class Representations:
         return f"Representations({n} x {d}, {self.manifest['model']['name']} on {self.name}, {self.folder})"
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Int[np.ndarray, " m"]) -> Float[np.ndarray, "*m d"]:
-        """The given rows, or one: only the shards that they lie in are read, one after the other."""
+        """The given rows, or one: only the shards that they lie in are read, one after the other.
+
+        ``[rows, ...]`` is the same: so scikit-learn takes the rows of a split.
+        """
+        if isinstance(rows, tuple) and len(rows) == 2 and rows[1] is Ellipsis:
+            rows = rows[0]
         if isinstance(rows, tuple):
             raise InputError("a store is indexed by rows: take the columns from what it gives")
         places = np.arange(len(self))[rows]
@@ -169,7 +174,11 @@ class Representations:
         """The rows in order, ``size`` at a time (the last ones fewer), with their places.
 
         One shard at most is in memory beside the batch.
+
+        Raises:
+            InputError: ``size`` is below 1.
         """
+        check_batch_size(size)
         rest = np.empty((0, self.shape[1]), self.dtype)
         start = 0
         for k in self._shards:

@@ -120,6 +120,7 @@ def test_any_reading_is_the_same_matrix(whole: Representations, size: int, start
     for rows, h in found:
         np.testing.assert_array_equal(h, matrix[rows])
     np.testing.assert_array_equal(whole[start:stop:step], matrix[start:stop:step])
+    np.testing.assert_array_equal(whole[cast(Any, (slice(start, stop, step), ...))], matrix[start:stop:step, ...])
 
 
 def test_the_same_request_is_found_and_reads_no_picture(whole: Representations, source: Watched) -> None:
@@ -133,10 +134,28 @@ def test_the_same_request_is_found_and_reads_no_picture(whole: Representations, 
     assert key_of(identity(changed(tiny_clip(), renamed), source)) == whole.folder.name
 
 
-def test_a_batch_has_a_picture(tmp_path: Path, source: Watched) -> None:
+def test_scikit_learn_splits_a_store_as_an_array(whole: Representations) -> None:
+    """It writes ``x[rows, ...]``, so that no probe could be cross-validated on a store."""
+    from sklearn.model_selection import train_test_split
+
+    for found, wanted in zip(
+        train_test_split(whole, random_state=0), train_test_split(whole[:], random_state=0), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_folder_is_embedded_by_its_name(folder: Path, whole: Representations) -> None:
+    """As ``evaluate`` takes it: a string had no fingerprint, and the error was Python's."""
+    assert embed(tiny_clip(), folder, whole.folder.parent, **SMALL).folder == whole.folder
+    assert embed(tiny_clip(), str(folder), whole.folder.parent, **SMALL).folder == whole.folder
+
+
+def test_a_batch_has_a_picture(tmp_path: Path, source: Watched, whole: Representations) -> None:
     for size in (0, -1):
         with pytest.raises(InputError, match=f"batch size is {size}"):
             embed(tiny_clip(), source, tmp_path, batch_size=size)
+        with pytest.raises(InputError, match=f"batch size is {size}"):
+            next(whole.batches(size))  # which gave empty ones without end
     assert not list(tmp_path.iterdir()), "what is refused leaves a folder or a lock"
 
 
