@@ -94,6 +94,17 @@ def test_whole_numbers_of_64_bits(name: str) -> None:
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("name", ANALYSES)
+def test_numbers_of_any_kind_are_the_same_numbers(name: str) -> None:
+    """Big-endian files gave other accuracies of pruning, silently; lists, tensors and wide floats Python's errors."""
+    wanted = jax.tree.leaves(ANALYSES[name](H))
+    tensor = pytest.importorskip("torch").from_numpy(H)
+    for h in (H.astype(">f4"), H.astype(np.longdouble), H.tolist(), tensor):
+        for found, right in zip(jax.tree.leaves(ANALYSES[name](h)), wanted, strict=True):
+            if isinstance(right, np.ndarray | jax.Array | float):
+                np.testing.assert_allclose(found, right, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e17, 1e25])
 def test_cka_does_not_depend_on_scale(scale: float) -> None:
     """Not where the products of a float32 are 0 or infinite either."""

@@ -128,7 +128,8 @@ def concept_counts(
         raise InputError(f"negatives is {negatives!r}, not one of {', '.join(get_args(Negatives))}")
     if not 0 < threshold <= 1:
         raise InputError(f"threshold is {threshold}: an average precision is above 0 and at most 1")
-    h, directions = matrix("h", h), matrix("directions", directions, h.shape[1])
+    h = matrix("h", h)
+    directions = matrix("directions", directions, h.shape[1])
     h = jnp.concatenate([block for _, block in blocks("h", h)])
     directions = jnp.concatenate([block for _, block in blocks("directions", directions)])
     labels = label_matrix(concepts, len(h))

@@ -101,9 +101,9 @@ class DirectionImportance:
         Raises:
             InputError: ``h`` is not a matrix of finite numbers, or not of the directions' width.
         """
-        total = self.total
+        h, total = matrix("h", h, self.directions.shape[1]), self.total
         directions = jnp.asarray(self.directions)
-        for _, block in blocks("h", matrix("h", h, self.directions.shape[1])):
+        for _, block in blocks("h", h):
             total = total + np.asarray(_alignment(block, directions, self.kind == "cosine"), np.float64)
         return dataclasses.replace(self, images=self.images + h.shape[0], total=total)
 

@@ -28,14 +28,14 @@ R = TypeVar("R")
 
 
 def matrix(name: str, x: Any, columns: int | None = None) -> Any:
-    """``x`` itself (numpy, memory map or JAX), once it is known to be a non-empty real matrix.
+    """``x`` itself (numpy, memory map or JAX; else what numpy makes of it), once known to be a non-empty real matrix.
 
     Raises:
         InputError: It is not, or has not ``columns`` columns, or it is traced (``jit``, ``grad``, ``vmap``).
     """
     if isinstance(x, jax.core.Tracer):
         raise InputError(f"{name} is traced, and the analyses look at values: call them outside of jit, grad and vmap")
-    if not hasattr(x, "shape"):
+    if not isinstance(getattr(x, "dtype", None), np.dtype):  # a list, a table, a tensor of PyTorch
         x = np.asarray(x)
     if len(x.shape) != 2 or 0 in x.shape:
         raise InputError(f"{name} has shape {tuple(x.shape)}: give a matrix with at least one row and one column")
@@ -65,8 +65,12 @@ def row_slices(x: Any) -> list[slice]:
 
 
 def for_jit(x: Any) -> Any:
-    """``x``, but whole numbers as float32, since ``jit`` would cut those of 64 bits."""
-    return jnp.asarray(x, jnp.float32) if jnp.issubdtype(x.dtype, jnp.integer) else x
+    """``x``, but as float32 what ``jit`` would cut or misread: whole numbers of 64 bits, another byte order.
+
+    Wider floats, which it does not know, too.
+    """
+    taken = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.isnative and x.dtype.itemsize <= 8
+    return x if taken else jnp.asarray(x, jnp.float32)
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
