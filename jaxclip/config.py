@@ -305,6 +305,12 @@ def check_seed(seed: int) -> None:
         raise InputError(f"seed is {seed}, not from 0 to below 2**63")
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Raises an InputError for a batch size below 1."""
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}: it must be at least 1")
+
+
 def _spell(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))

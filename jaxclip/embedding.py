@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxclip.config import check_batch_size
 from jaxclip.datasets import Source, open_source
 from jaxclip.errors import InputError
 from jaxclip.evaluation import representations
 from jaxclip.files import sha256
-from jaxclip.loader import BadImage, check_batch_size
+from jaxclip.loader import BadImage
 from jaxclip.mesh import batch_sharding, together, whole_batch
 from jaxclip.model import Model
 from jaxclip.models.clip import representation_size

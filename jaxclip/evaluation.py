@@ -16,12 +16,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 import jaxclip
 from jaxclip import loader
+from jaxclip.config import check_batch_size
 from jaxclip.data import imagenet_classnames, imagenet_templates, imagenet_wnids
 from jaxclip.datasets import FileSource, Source, class_subset, label_map, open_source
 from jaxclip.datasets.source import unknown
 from jaxclip.errors import InputError
 from jaxclip.files import check_folder, new_file
-from jaxclip.loader import BadImage, Batch, check_batch_size
+from jaxclip.loader import BadImage, Batch
 from jaxclip.mesh import batch_sharding, whole_batch
 from jaxclip.model import Model
 from jaxclip.models.clip import representation_size

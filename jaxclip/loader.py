@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Int, UInt8
 
-from jaxclip.config import Preprocess
+from jaxclip.config import Preprocess, check_batch_size
 from jaxclip.datasets import Source
 from jaxclip.errors import InputError, reason
 from jaxclip.machine import cores
@@ -82,12 +82,6 @@ def batches(
     if workers < 0:
         raise InputError(f"workers is {workers}: it must be 0 (threads) or more")
     return _batches(source, pixels, batch_size, workers, indices, skip_bad)
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raises an InputError for one below 1; for those who have work to do before they ask for a batch."""
-    if batch_size < 1:
-        raise InputError(f"batch size is {batch_size}: it must be at least 1")
 
 
 def default_workers(pictures: int) -> int:

@@ -158,8 +158,12 @@ class Model:
 
 
 def _array(x: Any) -> Array | np.ndarray:
-    """``x`` itself where it is an array of JAX (traced ones among them) or numpy; else what numpy makes of it."""
-    return x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
+    """``x`` itself where it is an array of JAX (traced ones among them) or numpy; else what numpy makes of it.
+
+    In the processor's byte order, as ``jit`` takes the bytes of another for that.
+    """
+    x = x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def _outermost(compiled: Any, params: nnx.State, inputs: Array | np.ndarray, *static: Any) -> Any:

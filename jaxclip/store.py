@@ -31,10 +31,11 @@ from jaxtyping import Float, Int
 
 import jaxclip
 from jaxclip import checkpoint
+from jaxclip.config import check_batch_size
 from jaxclip.datasets import Source
 from jaxclip.errors import InputError
 from jaxclip.files import new_file
-from jaxclip.loader import BadImage, check_batch_size
+from jaxclip.loader import BadImage
 from jaxclip.model import Model
 
 MANIFEST = "manifest.json"

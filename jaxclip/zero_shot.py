@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxclip.config import check_batch_size
 from jaxclip.errors import InputError
 from jaxclip.model import Model
 from jaxclip.progress import progress
@@ -27,9 +28,10 @@ def zero_shot_head(
         batch_size: How many sentences are encoded at once; the last batch is padded, so there is one compilation.
 
     Raises:
-        InputError: ``model`` has no text tower, there is no class or no template, a name is empty, or a template has
-            no ``{}``.
+        InputError: ``model`` has no text tower, there is no class or no template, a name is empty, a template has no
+            ``{}``, or ``batch_size`` is below 1.
     """
+    check_batch_size(batch_size)
     if model.config.text is None:
         raise InputError(f"{model.config.name} is a classifier: it has its own head, and no text tower to make one")
     for what, strings in (("class names", classnames), ("templates", templates)):

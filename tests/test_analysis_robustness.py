@@ -196,6 +196,9 @@ def test_bad_tables():
     ):
         with pytest.raises(InputError, match=message):
             effective_robustness(accuracies, base, x)
+    for options, message in (({"samples": 0}, "samples is 0"), ({"shifts": "objectnet"}, "shifts are 'objectnet'")):
+        with pytest.raises(InputError, match=message):
+            effective_robustness(model, baselines, **options)
 
 
 @pytest.mark.parametrize(

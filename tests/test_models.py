@@ -231,7 +231,9 @@ def test_layers_are_those_of_the_same_forward_pass(images: jax.Array) -> None:
 
 
 def test_input_of_other_types_is_taken_or_named(images: jax.Array) -> None:
-    """Lists of crops, layers in an array, a type that does not exist: Python's own errors told nothing of them."""
+    """Lists of crops, layers in an array, a type that does not exist: Python's own errors told nothing of them. And the
+    bytes of numbers in another order are not taken for other numbers.
+    """
     of_tiny = model.Model(config.ModelConfig("tiny", TINY, PIXELS, TEXT), build(TINY))
     h, kept = of_tiny.encode_image(images, (1, 2))
     asked, also = of_tiny.encode_image([np.asarray(picture) for picture in images], np.array([1, 2]))
@@ -239,6 +241,8 @@ def test_input_of_other_types_is_taken_or_named(images: jax.Array) -> None:
     np.testing.assert_array_equal(also[1], kept[1])
     tokens = np.array([[5, 7, 99, 0], [8, 99, 0, 0]])
     np.testing.assert_array_equal(of_tiny.encode_text(tokens.tolist()), of_tiny.encode_text(tokens))
+    np.testing.assert_array_equal(of_tiny.encode_text(tokens.astype(">i4")), of_tiny.encode_text(tokens))
+    np.testing.assert_array_equal(of_tiny.encode_image(np.asarray(images).astype(">f4")), of_tiny.encode_image(images))
     for call, says in (
         (lambda: of_tiny.encode_image(["a.jpg"]), "images have shape"),
         (lambda: of_tiny.encode_text(["a cat"]), "use model.tokenize"),

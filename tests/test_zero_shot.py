@@ -83,6 +83,8 @@ def test_one_compilation() -> None:
 def test_bad_input_is_named(model: Model, names, templates, says: str) -> None:
     with pytest.raises(InputError, match=says):
         zero_shot_head(model, names, templates)
+    with pytest.raises(InputError, match="batch size is 0"):
+        zero_shot_head(model, NAMES, TEMPLATES, batch_size=0)
 
 
 def test_a_classifier_has_no_text_tower() -> None:

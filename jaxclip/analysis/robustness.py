@@ -85,13 +85,17 @@ def effective_robustness(
             column ``imagenet`` all the same.
 
     Raises:
-        InputError: A column is missing or of another length, an accuracy is outside 0 to 1, or fewer than three
-            baseline models have a logit for a shift, or all have one ImageNet accuracy.
+        InputError: A column is missing or of another length, an accuracy is outside 0 to 1, fewer than three
+            baseline models have a logit for a shift, or all have one ImageNet accuracy, or an option is none.
 
     Source: Taori et al. 2020, section 2.
     """
     if x not in get_args(XAxis):
         raise InputError(f"x is {x!r}, not one of {', '.join(get_args(XAxis))}")
+    if samples < 1:
+        raise InputError(f"samples is {samples}: an interval needs at least one")
+    if isinstance(shifts, str) or not shifts:
+        raise InputError(f"shifts are {shifts!r}: pass a list of at least one column")
     models = _table("accuracies", accuracies, shifts)
     base = _table("baselines", baselines, shifts)
     horizontal = [x_column(shift, x) for shift in shifts]
