@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run what is below
     from checkpoints_conversion.convert import convert as convert
+    from jaxclip import analysis as analysis
     from jaxclip.embedding import embed as embed
     from jaxclip.errors import InputError as InputError
     from jaxclip.evaluation import evaluate as evaluate
@@ -25,6 +26,7 @@ _PUBLIC = {
     "embed": "jaxclip.embedding",
     "open_store": "jaxclip.store",
     "InputError": "jaxclip.errors",
+    "analysis": "jaxclip",
 }
 __all__ = ["__version__", *_PUBLIC]
 
@@ -32,6 +34,8 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'jaxclip' has no attribute {name!r}")
+    if _PUBLIC[name] == __name__:
+        return importlib.import_module(f"{__name__}.{name}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

@@ -52,6 +52,10 @@ class Model:
         self._encode_image = jax.jit(self.representation, static_argnums=2, compiler_options=options)
         self._encode_text = jax.jit(functools.partial(_text, self._graph, self.dtype), compiler_options=options)
 
+    def __repr__(self) -> str:
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Model({self.config.name}, {size:,} parameters, {self.dtype})"
+
     @overload
     def encode_image(self, images: Images) -> Float[Array, "n d"]: ...
 

@@ -382,7 +382,8 @@ def test_concepts_are_compared_within_a_backbone(made: Study, monkeypatch: pytes
     accuracies = studies.accuracies(made)
     for er, agrees in ((0.11, False), (0.09, True)):
         means = np.array([0.2 if made.groups[name] == "zero-shot" else er for name in accuracies])
-        monkeypatch.setattr(studies, "robustness", lambda *_, means=means: SimpleNamespace(mean=means))
+        judged = SimpleNamespace(mean=means, mean_interval=np.stack([means, means], 1))
+        monkeypatch.setattr(studies, "robustness", lambda *_, judged=judged: judged)
         assert language(made).agrees is agrees, "half of 0.2 is 0.1"
 
 

@@ -235,6 +235,8 @@ def test_input_of_other_types_is_taken_or_named(images: jax.Array) -> None:
     bytes of numbers in another order are not taken for other numbers.
     """
     of_tiny = model.Model(config.ModelConfig("tiny", TINY, PIXELS, TEXT), build(TINY))
+    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(build(TINY))))
+    assert repr(of_tiny) == f"Model(tiny, {size:,} parameters, float32)"
     h, kept = of_tiny.encode_image(images, (1, 2))
     asked, also = of_tiny.encode_image([np.asarray(picture) for picture in images], np.array([1, 2]))
     np.testing.assert_array_equal(asked, h)

@@ -567,7 +567,7 @@ def test_reading_takes_memory_for_a_shard_not_for_n(tmp_path: Path, whole: Repre
     assert done.returncode == 0, done.stderr
     n, kilobytes, total = done.stdout.split()
     assert int(n) == 32 * 2048
-    assert int(kilobytes) < 60_000, "memory grows with n"
+    assert int(kilobytes) < 100_000, "memory grows with n"  # 38,000 to 68,000, as threads happen to allocate
     assert float(total) == pytest.approx(32 * h[:, 0].sum(dtype=np.float64))
 
 
