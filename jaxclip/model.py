@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxclip import checkpoint
 from jaxclip.compiler import compiler_options
-from jaxclip.config import ModelConfig, Preprocess, Text
+from jaxclip.config import ModelConfig, Text
 from jaxclip.errors import InputError
 from jaxclip.models import clip
 from jaxclip.models.layers import apart, each_part, together
@@ -47,7 +47,7 @@ class Model:
         self._graph, self.params = nnx.split(module)
         self.dtype = module.vision.dtype
         # Functions of the parameters alone, not of self: a model that is deleted gives its memory back at once.
-        self.representation = functools.partial(_representation, self._graph, config.preprocess, self.dtype)
+        self.representation = functools.partial(_representation, self._graph, config, self.dtype)
         options = compiler_options(ynnpack_products=self.dtype == jnp.bfloat16)
         self._encode_image = jax.jit(self.representation, static_argnums=2, compiler_options=options)
         self._encode_text = jax.jit(functools.partial(_text, self._graph, self.dtype), compiler_options=options)
@@ -88,11 +88,6 @@ class Model:
         if not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
             raise InputError(f"images are {images.dtype}: pass uint8 pixels, or floats that are normalised already")
         self._check_size(images.shape[1], images.shape[2])
-        depth = self.config.vision.layers
-        depth = depth if isinstance(depth, int) else len(depth)
-        for layer in layers:
-            if not 1 <= layer <= depth:
-                raise InputError(f"layer {layer} does not exist: {self.config.name} has layers 1 to {depth}")
         h, kept = _outermost(self._encode_image, self.params, images, layers)
         return (h, kept) if layers else h
 
@@ -180,13 +175,18 @@ def _outermost(compiled: Any, params: nnx.State, inputs: Array | np.ndarray, *st
 
 def _representation(
     graph: nnx.GraphDef,
-    pixels: Preprocess,
+    config: ModelConfig,
     dtype: jnp.dtype,
     params: nnx.State,
     images: Array,
     layers: tuple[int, ...] = (),
 ) -> tuple[Float[Array, "n d"], list[Array]]:
     module = nnx.merge(graph, params)
+    pixels, depth = config.preprocess, config.vision.layers
+    depth = depth if isinstance(depth, int) else len(depth)
+    for layer in layers:
+        if not 1 <= layer <= depth:
+            raise InputError(f"layer {layer} does not exist: {config.name} has layers 1 to {depth}")
 
     def encode(images: Array) -> tuple[Array, list[Array]]:
         with _precision(dtype):

@@ -230,6 +230,20 @@ def test_layers_are_those_of_the_same_forward_pass(images: jax.Array) -> None:
         assert not np.allclose(kept[0].ravel()[:64], kept[1].ravel()[:64])
 
 
+@pytest.mark.parametrize("layer", [0, 5, -1])
+def test_a_layer_that_does_not_exist_is_named(layer: int, images: jax.Array) -> None:
+    """Transformers gave zeros for it, and ResNets an IndexError or, for -1, their last."""
+    for vision in (TINY, config.CLIPResNet(32, (1, 1, 1, 1), 8, 4, 24)):
+        of_tiny = model.Model(config.ModelConfig("tiny", vision, PIXELS, TEXT), build(vision))
+        traced = jax.jit(of_tiny.representation, static_argnums=2)
+        for call in (
+            lambda m=of_tiny: m.encode_image(images, (2, layer)),
+            lambda m=of_tiny, f=traced: f(m.params, images, (layer,)),
+        ):
+            with pytest.raises(InputError, match=f"layer {layer} does not exist: tiny has layers 1 to 4"):
+                call()
+
+
 def test_input_of_other_types_is_taken_or_named(images: jax.Array) -> None:
     """Lists of crops, layers in an array, a type that does not exist: Python's own errors told nothing of them. And the
     bytes of numbers in another order are not taken for other numbers.
