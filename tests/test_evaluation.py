@@ -99,6 +99,7 @@ def test_real_pictures_with_a_planted_head(imagenet_samples: list[Path], encoded
     saved = json.loads((tmp_path / "result" / "evaluation.json").read_text())
     assert saved["top1"]["right"] == found.top1.right
     assert saved["data"] == found.data
+    assert saved["model"] == {"name": model.config.name, "source": model.config.source, "dtype": "float32"}
     with (tmp_path / "result" / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1000
