@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from jaxclip.config import ModelConfig
 from jaxclip.errors import InputError, reason
 from jaxclip.files import new_directory, occupied, read_object
 from jaxclip.models import clip
+from jaxclip.models.transformer import Transformer
 
 PARAMS = "params"
 CONFIG = "config.json"
@@ -113,7 +115,7 @@ def restore(
     *,
     dtype: jnp.dtype = jnp.dtype("float32"),
     remat: bool = False,
-    sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
+    sharding: Sharding | Mapping[str, NamedSharding] | None = None,
 ) -> tuple[ModelConfig, clip.CLIP | clip.Classifier]:
     """Reads a checkpoint folder.
 
@@ -121,16 +123,22 @@ def restore(
         path: The folder.
         dtype: Of the computation; with bfloat16 the parameters still are float32.
         remat: See :func:`jaxclip.models.clip.build`.
-        sharding: Where parameters go: one sharding for all, or one for each name. None is this process's first device.
+        sharding: Where parameters go: one sharding for all, or one for each name, of one mesh (a transformer's blocks
+            are then gathered as they run, one at a time). None is this process's first device.
 
     Raises:
         InputError: The folder is no checkpoint, or its arrays do not fit its ``config.json``.
     """
     config = read_config(path)
     model = clip.abstract(config, dtype=dtype, remat=remat)
+    if isinstance(sharding, Mapping):
+        everywhere = NamedSharding(next(iter(sharding.values())).mesh, PartitionSpec())
+        for _, part in nnx.iter_modules(model):
+            if isinstance(part, Transformer):
+                part.gathered = everywhere
     graph, state = nnx.split(model)
     if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         name: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=sharding[name] if isinstance(sharding, Mapping) else sharding

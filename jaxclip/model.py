@@ -219,7 +219,7 @@ def load_model(
     path: str | os.PathLike,
     *,
     dtype: str | jnp.dtype = "float32",
-    sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
+    sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.NamedSharding] | None = None,
 ) -> Model:
     """Loads a checkpoint folder that ``jaxclip convert`` or training wrote; needs neither torch nor the source.
 

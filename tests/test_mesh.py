@@ -43,7 +43,7 @@ def single(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Representa
 
 
 DEVICES = """
-import sys
+import math, re, sys
 import jax, numpy as np
 from jaxclip import checkpoint, mesh, store
 from jaxclip.datasets import open_source
@@ -70,16 +70,25 @@ for name, sharding in (("copies", everywhere), ("fsdp", sharded)):
     embed(model, source, f"{into}/{name}", batch_size=3, workers=0)
     found = evaluate(model, source, head=W, batch_size=5, workers=0)
     print(name, held / sum(a.nbytes for a in arrays.values()), rows, len(h.sharding.device_set), found.top1.total)
+    program = jax.jit(model.representation).lower(model.params, images).compile().as_text()
+    sizes = {a.size // (len(a) if ".blocks." in n else 1) for n, a in arrays.items()}
+    collective = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    moved = re.findall(rf"\\[([\\d,]*)\\]\\S* ({collective})\\S*\\(", program)
+    print(sorted({(kind, math.prod(map(int, shape.split(","))) in sizes) for shape, kind in moved}))
 """
 
 
 def test_eight_devices_give_what_one_gives(ckpt: Path, folder: Path, tmp_path: Path, single: Representations) -> None:
-    """Batches of 3 and 5 rows are padded to 8; parameters are copied, or an eighth of them is on each device."""
+    """Batches of 3 and 5 rows are padded to 8; parameters are copied, or an eighth of them is on each device, which
+    gathers them and nothing else: XLA had rather gathered the whole batch's activations on each.
+    """
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", DEVICES, *map(str, (ckpt, folder, tmp_path))]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
-    copies, fsdp = (line.split(maxsplit=2) for line in done.stdout.splitlines())
+    copies, of_copies, fsdp, of_fsdp = done.stdout.splitlines()
+    assert (of_copies, of_fsdp) == ("[]", "[('all-gather', True)]"), "more than parameters moves between devices"
+    copies, fsdp = (line.split(maxsplit=2) for line in (copies, fsdp))
     assert (copies[0], float(copies[1])) == ("copies", 1)
     assert fsdp[0] == "fsdp"
     assert float(fsdp[1]) < 0.14, "a device holds more than an eighth of the parameters and the small ones"

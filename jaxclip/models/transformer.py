@@ -151,6 +151,9 @@ class Transformer(nnx.Module):
     and keeps the scan. In evaluation on a CPU, each block takes a large batch in parts, whose activations stay in the
     caches. Where one token of the output is all that is read, the last block computes that one alone, for the whole
     batch at once (but not in training with ``remat``).
+
+    ``gathered`` is where a block's parameters go before it runs; None leaves them. Of parameters that are parts on
+    several devices, XLA would leave the parts where they are, and gather the whole batch's activations instead.
     """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_width: int, *, remat: bool, rngs: nnx.Rngs, **block):
@@ -161,6 +164,7 @@ class Transformer(nnx.Module):
 
         self.blocks = stack(rngs)
         self.depth, self.remat = depth, remat
+        self.gathered: jax.sharding.Sharding | None = None
 
     def __call__(
         self, x: Float[Array, "n t w"], layers: Sequence[int] = (), token: Int[Array, " n"] | int | None = None
@@ -192,6 +196,7 @@ class Transformer(nnx.Module):
                 block, slot = inputs
                 if not training:  # of all blocks, as a part of them would be copied
                     block = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, block, keepdims=False), stacked)
+                block = self._gather(block)
                 x = each_part(functools.partial(nnx.merge(graph, block), tokens=tokens), x)
                 if layers:
                     kept = kept.at[slot].set(x, mode="drop")  # the slot past the end is for the blocks not asked for
@@ -213,10 +218,13 @@ class Transformer(nnx.Module):
         if token is None:
             x = x[:, :tokens]
         elif alone:
-            x = nnx.merge(graph, jax.tree.map(lambda a: a[0], last)).of_one(x, tokens, token)
+            x = nnx.merge(graph, self._gather(jax.tree.map(lambda a: a[0], last))).of_one(x, tokens, token)
         else:
             x = one_of(x, token)
         return x, kept[:, :, :tokens]
+
+    def _gather(self, block: nnx.State) -> nnx.State:
+        return block if self.gathered is None else jax.lax.with_sharding_constraint(block, self.gathered)
 
 
 def _all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
