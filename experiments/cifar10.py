@@ -6,10 +6,10 @@
 skipped where that is there; a training run that was killed goes on from its last checkpoint.
 """
 
-from jaxclip.machine import keep_memory
+from jaxclip.machine import large_pages
 
 if __name__ == "__main__":
-    keep_memory()
+    large_pages()
 
 import contextlib
 import dataclasses

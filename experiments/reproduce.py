@@ -5,10 +5,10 @@ What is there runs, what is missing is named; results that an earlier run left i
     python -m experiments.reproduce --config experiments/configs/paper.py
 """
 
-from jaxclip.machine import keep_memory
+from jaxclip.machine import large_pages
 
 if __name__ == "__main__":
-    keep_memory()
+    large_pages()
 
 import dataclasses
 import html

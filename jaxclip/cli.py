@@ -130,7 +130,6 @@ def evaluate(
         store: A store of `jaxclip embed`: where the representations are in it, they are read, not computed.
         out: A folder to write evaluation.json and per_class.csv to.
     """
-    _start()
     from jaxclip import evaluation
     from jaxclip.datasets import open_source
     from jaxclip.mesh import local_mesh, parameter_sharding
@@ -512,11 +511,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _start(distributed: bool = False) -> None:
-    """Before anything else is imported, which may start threads."""
-    from jaxclip.machine import keep_memory
-
-    keep_memory()
+def _start(distributed: bool) -> None:
+    """Before anything else of JAX."""
     if distributed:
         from jaxclip.mesh import start_processes
 

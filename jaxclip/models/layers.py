@@ -181,8 +181,8 @@ def joined(
 ) -> Float[Array, "n h w c"]:
     """``relu(branch + shortcut)`` at the end of a residual block, in the form that XLA's CPU backend computes once.
 
-    That is: as a choice among arrays, in the shape in which it is read. A maximum with zero, or what is reshaped, it
-    computes anew wherever it is read, and before it the joins of all blocks before.
+    That is :func:`relu_once`, in the shape in which it is read: what is reshaped, it computes anew wherever it is read,
+    and before it the joins of all blocks before.
 
     Args:
         branch: What the block computed.
@@ -191,7 +191,16 @@ def joined(
     """
     x = branch + shortcut
     x = x.reshape(-1, x.shape[-1]) if rows else x
-    return jnp.where(x <= 0, 0, x).reshape(branch.shape)
+    return relu_once(x).reshape(branch.shape)
+
+
+def relu_once(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """``relu(x)`` as a choice among arrays, which XLA's CPU backend computes once for a convolution and its gradient.
+
+    A maximum with zero it computes anew wherever it is read: in a 3x3 kernel's gradient while it transposes it, at a
+    seventh of the speed.
+    """
+    return jnp.where(x <= 0, 0, x)
 
 
 def apart(x: Float[Array, "n ..."], most: int) -> Float[Array, "k m ..."]:

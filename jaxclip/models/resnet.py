@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxclip import config
 from jaxclip.models.convolutions import conv
-from jaxclip.models.layers import BatchNorm, joined
+from jaxclip.models.layers import BatchNorm, joined, relu_once
 
 EXPANSION = 4
 
@@ -59,7 +59,7 @@ class Bottleneck(Block):
 
     def __call__(self, x: Float[Array, "n H W c"]) -> Float[Array, "n h w e"]:
         """One residual block."""
-        out = jax.nn.relu(self.bn1(self.conv1(x)))
+        out = relu_once(self.bn1(self.conv1(x)))
         out = jax.nn.relu(self.bn2(self.conv2(out)))
         return joined(self.bn3(self.conv3(out)), self.shortcut(x), rows=True)
 
