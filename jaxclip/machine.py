@@ -22,10 +22,10 @@ def large_pages() -> None:
     C library or kernel does not know it. Call it first: what was done before is done twice.
     """
     tunables = os.environ.get(TUNABLES, "")
-    if HUGE in tunables or not _asked_for():
+    if HUGE in tunables or not sys.executable or not _asked_for():
         return
     os.environ[TUNABLES] = f"{tunables}:{HUGE}=1".lstrip(":")
-    os.execv(sys.executable, sys.orig_argv)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _asked_for() -> bool:
