@@ -38,8 +38,6 @@ def measure(label: str) -> dict[str, Any]:
         theirs = stack.enter_context(process(step_of_torch, peer, weights, folder, dtype_of(label)))
         loss, expected = ours("step").value, theirs("step").value
         check_losses(label, dtype_of(label), loss, expected)
-        for step in (ours, theirs):  # the second step of each still takes memory
-            step("step")
         times = take_turns(
             {"jaxclip": lambda: again(ours, "step"), "PyTorch": lambda: again(theirs, "step")}, seconds=SECONDS
         )
