@@ -9,7 +9,6 @@ import tyro
 from benchmarks import analysis, encoders, end_to_end, gpu, input_pipeline, scaling, training
 from benchmarks.contest import can_run, machine, span
 from jaxclip.files import new_file, replace_section
-from jaxclip.machine import large_pages
 
 RESULTS = Path(__file__).parent / "results.json"
 README = Path(__file__).parent.parent / "README.md"
@@ -65,5 +64,4 @@ def _machines(names: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    large_pages()  # as jaxclip's commands have; all contestants inherit it, PyTorch too
     tyro.cli(main)

@@ -123,6 +123,9 @@ def _rate(seconds: Mapping[str, Sequence[float]], names: Sequence[str]) -> float
 
 
 def _jaxclip(folder: Path, dtype: str) -> Functions:
+    from jaxclip.machine import keep_memory
+
+    keep_memory()  # as `jaxclip embed` does
     import jax
     import jax.numpy as jnp
 

@@ -117,8 +117,10 @@ def _encoder(folder: Path, devices: int) -> Functions:
     import jax
 
     import jaxclip
+    from jaxclip.machine import keep_memory
     from jaxclip.mesh import batch_sharding, local_mesh, parameter_sharding
 
+    keep_memory()  # as `jaxclip embed` does
     mesh = local_mesh()
     assert mesh.size == devices
     model = jaxclip.load_model(folder / CONVERTED, sharding=parameter_sharding(mesh))

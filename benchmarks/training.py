@@ -77,6 +77,9 @@ def _answers(batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 def step_of_jaxclip(folder: Path, dtype: str) -> Functions:
     """Our side: "step" makes one and "steps" makes ``STEPS``; both give the last one's loss."""
+    from jaxclip.machine import keep_memory
+
+    keep_memory()  # as `jaxclip train` does
     import jax
     import jax.numpy as jnp
 

@@ -6,11 +6,6 @@
 skipped where that is there; a training run that was killed goes on from its last checkpoint.
 """
 
-from jaxclip.machine import large_pages
-
-if __name__ == "__main__":
-    large_pages()
-
 import contextlib
 import dataclasses
 import functools
@@ -35,6 +30,7 @@ from jaxclip.embedding import embed
 from jaxclip.files import new_directory, new_file
 from jaxclip.interpolate import interpolate_checkpoints
 from jaxclip.loader import batches
+from jaxclip.machine import keep_memory
 from jaxclip.model import load_model
 from jaxclip.preprocess import decode
 from jaxclip.progress import progress
@@ -175,4 +171,5 @@ def cost(out: Path, what: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    keep_memory()
     tyro.cli(main)

@@ -5,11 +5,6 @@ What is there runs, what is missing is named; results that an earlier run left i
     python -m experiments.reproduce --config experiments/configs/paper.py
 """
 
-from jaxclip.machine import large_pages
-
-if __name__ == "__main__":
-    large_pages()
-
 import dataclasses
 import html
 from collections import Counter

@@ -130,6 +130,7 @@ def evaluate(
         store: A store of `jaxclip embed`: where the representations are in it, they are read, not computed.
         out: A folder to write evaluation.json and per_class.csv to.
     """
+    _start()
     from jaxclip import evaluation
     from jaxclip.datasets import open_source
     from jaxclip.mesh import local_mesh, parameter_sharding
@@ -491,6 +492,7 @@ def quickstart(*, out: Path = Path("quickstart"), seed: int = 0) -> None:
         out: The folder to write.
         seed: Of the initialisation, the training order and the shifts.
     """
+    _start()
     from jaxclip.quickstart import quickstart as run
 
     run(out, seed)
@@ -511,8 +513,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _start(distributed: bool) -> None:
-    """Before anything else of JAX."""
+def _start(distributed: bool = False) -> None:
+    """Before anything is computed."""
+    from jaxclip.machine import keep_memory
+
+    keep_memory()
     if distributed:
         from jaxclip.mesh import start_processes
 

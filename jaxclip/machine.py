@@ -1,11 +1,7 @@
-"""What a process has of its machine: cores, pages of memory. Imports nothing heavy: it precedes all else."""
+"""What a process has of its machine: cores, memory that it keeps."""
 
+import ctypes
 import os
-import sys
-from pathlib import Path
-
-TUNABLES, HUGE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
-PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def cores() -> int:
@@ -13,25 +9,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def large_pages() -> None:
-    """Starts this process's command again with memory in pages of 2 MB, where Linux leaves that to each process.
+def keep_memory() -> None:
+    """Has glibc keep the memory that this process frees: call it before JAX's first computation.
 
-    XLA's CPU backend frees its buffers after each call and asks for the same again, and fresh pages of 4 KB from the
-    system take a tenth to a fifth of a training step, and some of a ResNet's encoding. glibc reads the setting when a
-    process starts; child processes have it, too. Nothing is done where it is set already, either way, or where another
-    C library or kernel does not know it. Call it first: what was done before is done twice.
+    XLA's CPU backend frees its buffers after each call and asks for the same again, and fresh pages from the system
+    take a tenth to a fifth of a training step or of a ResNet's encoding. glibc keeps large buffers for the main thread
+    alone (other threads' arenas hold 64 MB at most), so that JAX is told to compute on a CPU in the thread that asks
+    for it, not in one of its own. Nothing is done under another C library. Where JAX computes elsewhere, it is the
+    host's own buffers that are kept.
     """
-    tunables = os.environ.get(TUNABLES, "")
-    if HUGE in tunables or not sys.executable or not _asked_for():
-        return
-    os.environ[TUNABLES] = f"{tunables}:{HUGE}=1".lstrip(":")
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _asked_for() -> bool:
-    """Whether glibc (2.35 or newer) asks for large pages when told to, and Linux gives them when asked."""
     try:
-        version = tuple(map(int, (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ").split(".")))
-        return version >= (2, 35) and "[madvise]" in PAGES.read_text()
-    except (ValueError, AttributeError, OSError):
-        return False
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+        mallopt(option, value)
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
