@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from benchmarks.contest import Turn, alone, peak_memory, ratio, take_turns
+from jaxclip.machine import keep_memory
 
 TITLE = "Analyses, float32, random input"
 TURNS = 5
@@ -183,6 +184,7 @@ def measure(label: str) -> dict[str, Any]:
 
 
 def _measure(label: str) -> dict[str, Any]:
+    keep_memory()  # as `jaxclip analyze` does
     rows: list[dict[str, Any]] = []
     for case in CASES[label](np.random.default_rng(0)):
         runs = {"jaxclip": _timed(case.run, 1)} | {peer.name: _timed(peer.run, peer.whole) for peer in case.peers}

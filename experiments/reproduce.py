@@ -29,6 +29,7 @@ from experiments import study as studies
 from experiments.study import Experiment, Study
 from jaxclip import report
 from jaxclip.files import check_folder, sha256
+from jaxclip.machine import keep_memory
 from jaxclip.progress import console
 from jaxclip.sections import GROUPS, Section, title, write
 
@@ -157,4 +158,5 @@ def _provenance(study: Study, facts: dict[str, object]) -> Section:
 
 
 if __name__ == "__main__":
+    keep_memory()
     tyro.cli(main)

@@ -31,6 +31,7 @@ from jaxclip.datasets.subsets import plain_name
 from jaxclip.errors import InputError, to_mend
 from jaxclip.evaluation import Accuracy
 from jaxclip.files import check_folder, new_file
+from jaxclip.machine import keep_memory
 from jaxclip.model import load_model
 from jaxclip.progress import progress
 from jaxclip.sections import GROUPS, Section, some, title, write
@@ -208,6 +209,7 @@ def main(run: Callable[[Study], Section]) -> None:
         out: The folder to write to.
         root: The folder where checkpoints and store are. Left out: $JAXCLIP_ROOT, or this folder.
     """
+    keep_memory()
     with exit_on_input_error():
         tyro.cli(command)
 

@@ -258,6 +258,7 @@ def analyze(
         min_images: A concept in fewer pictures is not looked for.
         seed: Of the samples and the bootstrap intervals.
     """
+    _start()
     from jaxclip.analyze import Options, analyze_stored, save_json
     from jaxclip.files import check_folder
     from jaxclip.model import load_model
