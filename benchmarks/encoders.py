@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.contest import Functions, Turn, again, alone, dtype_of, process, ratio, span, speeds, take_turns
 from benchmarks.peers import CLOSE, CONVERTED, IMAGES, Peer, make, torch_images, torch_model
+from jaxclip.machine import keep_memory
 
 TITLE = "Image encoders, batch 32, on the same pictures, float32 where nothing else is said"
 BATCH = 32
@@ -123,8 +124,6 @@ def _rate(seconds: Mapping[str, Sequence[float]], names: Sequence[str]) -> float
 
 
 def _jaxclip(folder: Path, dtype: str) -> Functions:
-    from jaxclip.machine import keep_memory
-
     keep_memory()  # as `jaxclip embed` does
     import jax
     import jax.numpy as jnp

@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.contest import Functions, alone, process
 from benchmarks.peers import CONVERTED, IMAGES, Peer, make
+from jaxclip.machine import keep_memory
 
 TITLE = "Scaling"
 CASES: dict[str, Peer] = {"ViT-B/32": ("open_clip", "ViT-B-32", "ViT-B-32")}
@@ -117,7 +118,6 @@ def _encoder(folder: Path, devices: int) -> Functions:
     import jax
 
     import jaxclip
-    from jaxclip.machine import keep_memory
     from jaxclip.mesh import batch_sharding, local_mesh, parameter_sharding
 
     keep_memory()  # as `jaxclip embed` does

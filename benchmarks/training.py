@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.contest import Functions, again, alone, dtype_of, process, ratio, speeds, take_turns
 from benchmarks.peers import CONVERTED, IMAGES, Peer, make, torch_images, torch_model
+from jaxclip.machine import keep_memory
 
 TITLE = "One training step (forward, backward, AdamW), float32 where nothing else is said"
 CASES: dict[str, Peer] = {
@@ -77,8 +78,6 @@ def _answers(batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 def step_of_jaxclip(folder: Path, dtype: str) -> Functions:
     """Our side: "step" makes one and "steps" makes ``STEPS``; both give the last one's loss."""
-    from jaxclip.machine import keep_memory
-
     keep_memory()  # as `jaxclip train` does
     import jax
     import jax.numpy as jnp
