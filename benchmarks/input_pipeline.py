@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.contest import Functions, alone, peak_memory, process, ratio, take_turns
 from jaxclip.config import ModelConfig, Preprocess, ViT
 from jaxclip.datasets import Example, FileSource, Source, open_source
+from jaxclip.machine import keep_memory
 
 TITLE = "Input pipeline, full-size ImageNet pictures"
 CASES = ("files to batches on the device",)
@@ -106,6 +107,7 @@ def _jaxclip() -> Functions:
 
     from jaxclip.loader import batches
 
+    keep_memory()  # as `jaxclip embed` does
     device, source = jax.devices()[0], cast(FileSource, open_source(PICTURES))
 
     def read(n: int) -> int:
@@ -207,6 +209,7 @@ def memory_of_embedding(n: int) -> int:
     from jaxclip.model import Model
     from jaxclip.models import clip
 
+    keep_memory()  # as `jaxclip embed` does
     cfg = ModelConfig("random", ViT(224, 32, 64, 1, 1, 64), PIXELS, num_classes=1)
     graph, state = nnx.split(clip.abstract(cfg))
     arrays = {name: jax.numpy.full(leaf.shape, 0.1) for name, leaf in checkpoint.named(state).items()}

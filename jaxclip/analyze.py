@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 import jaxclip
 from jaxclip.accuracies import standard_models
@@ -33,7 +33,7 @@ from jaxclip.analysis import (
 from jaxclip.analysis.concepts import Negatives
 from jaxclip.analysis.directions import Importance
 from jaxclip.analysis.robustness import XAxis, x_column
-from jaxclip.analysis.rows import BLOCK, row_slices
+from jaxclip.analysis.rows import BLOCK, AnyArray, row_slices
 from jaxclip.config import check_seed
 from jaxclip.data import imagenet_templates, imagenet_wnids
 from jaxclip.datasets import Source, class_subset, concepts, label_map, open_source
@@ -52,8 +52,6 @@ STEADY = 0.5
 """A feature that is an outlier in at least this share of the images is counted as one."""
 LEADING = 5
 """How many of the most important directions are described, by as many features each."""
-Rows = Representations | Float[np.ndarray, "n d"]
-"""One row for each image, stored or not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Labelled(NamedTuple):
         classes: The m classes that may be chosen.
     """
 
-    h: Rows
+    h: Float[AnyArray, "n d"]
     labels: Int[np.ndarray, " n"]
     answers: Bool[np.ndarray, "l c"]
     classes: Int[np.ndarray, " m"]
@@ -335,9 +333,9 @@ def accuracy(head: Head, data: Labelled) -> Accuracy:
     return Accuracy.of(right, len(data.labels))
 
 
-def activations(reference: Rows, options: Options = Options()) -> Activations:
+def activations(reference: Float[AnyArray, "n d"], options: Options = Options()) -> Activations:
     """Kurtosis and outlier features, in one pass."""
-    found = ActivationStats.empty(reference.shape[1], options.outlier_threshold).update(cast(Array, reference)).result()
+    found = ActivationStats.empty(reference.shape[1], options.outlier_threshold).update(reference).result()
     return Activations(
         found.kurtosis,
         found.standard_error,
@@ -349,9 +347,9 @@ def activations(reference: Rows, options: Options = Options()) -> Activations:
     )
 
 
-def rank(head: Head, reference: Rows, options: Options = Options()) -> PrivilegedDirections:
+def rank(head: Head, reference: Float[AnyArray, "n d"], options: Options = Options()) -> PrivilegedDirections:
     """The head's directions, ranked on the reference set."""
-    return privileged_directions(head.W, cast(Array, reference), options.importance)
+    return privileged_directions(head.W, reference, options.importance)
 
 
 def directions(ranked: PrivilegedDirections, options: Options = Options()) -> Directions:
@@ -377,7 +375,7 @@ def prune(head: Head, ranked: PrivilegedDirections, data: Labelled, options: Opt
         row[: len(right)] = right
     return prune_sweep(
         head.W,
-        cast(Array, data.h),
+        data.h,
         table[data.labels],
         options.fractions,
         ranked,
@@ -437,7 +435,7 @@ def robustness(
 
 
 def summarise_concepts(
-    h: Rows,
+    h: Float[AnyArray, "n d"],
     ids: Sequence[str],
     found: Concepts,
     directions: Float[np.ndarray, "r d"],
@@ -457,7 +455,7 @@ def summarise_concepts(
     """
     with progress("concepts", 3 * len(directions) * len(found.names), "pairs") as advance:
         counts = concept_counts(
-            cast(Array, h),
+            h,
             found.matrix,
             directions,
             options.concept_threshold,
@@ -532,7 +530,7 @@ def cka(a: Representations, b: Representations) -> float:
             f"{a.folder} and {b.folder} are of different pictures, both called {a.name}: embed one of them again"
         )
     if np.array_equal(a.indices, b.indices):
-        return linear_cka(cast(Array, a), cast(Array, b))
+        return linear_cka(a, b)
     _, in_a, in_b = np.intersect1d(a.indices, b.indices, return_indices=True)
     return linear_cka(a[in_a], b[in_b])
 

@@ -574,7 +574,7 @@ def test_reading_takes_memory_for_a_shard_not_for_n(tmp_path: Path, whole: Repre
 def test_analyses_take_a_store_as_they_take_an_array(whole: Representations) -> None:
     from jaxclip.analysis import activation_kurtosis
 
-    in_memory, streamed = activation_kurtosis(whole[:]), activation_kurtosis(cast(Any, whole))
+    in_memory, streamed = activation_kurtosis(whole[:]), activation_kurtosis(whole)
     np.testing.assert_array_equal(np.asarray(streamed), np.asarray(in_memory))
 
 

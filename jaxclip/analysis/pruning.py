@@ -142,7 +142,7 @@ def _targets(labels: Labels, images: int, classes: Int[np.ndarray, " s"], count:
 
 @jax.jit(static_argnames="rows")
 def _right(
-    h: Float[AnyArray, "b d"],
+    h: Float[Array, "b d"],
     targets: Int[Array, "b k"],
     directions: Float[Array, "k0+g*w d"],
     readout: Float[Array, "c k0"],

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,20 @@ EXACT = lax.Precision.HIGHEST
 """For every matrix multiply of the analyses: true float32, where accelerators would otherwise round to fewer bits."""
 
 
-AnyArray = Array | np.ndarray
-"""What functions take: arrays of numpy (memory maps among them) and of JAX."""
-
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class AnyArray(Protocol):
+    """What functions take: arrays of numpy (memory maps too) and of JAX, and what :func:`jaxclip.open_store` gives."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    @property
+    def dtype(self) -> np.dtype: ...  # noqa: D102
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 def matrix(name: str, x: Any, columns: int | None = None) -> Any:
