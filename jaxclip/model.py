@@ -98,7 +98,8 @@ class Model:
             tokens: Token ids as :attr:`tokenize` gives them.
 
         Raises:
-            InputError: The model has no text tower, or ``tokens`` is no matrix of integers of its context length.
+            InputError: The model has no text tower, or ``tokens`` is no matrix of integers of its context length and
+                its vocabulary (ids that are traced, or on another host, are not looked at).
         """
         text = self._text_config()
         tokens = _array(tokens)
@@ -107,6 +108,13 @@ class Model:
             raise InputError(
                 f"tokens are {tokens.dtype} {tokens.shape}, not integers [n, {text.context_length}]: use model.tokenize"
             )
+        if not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True):
+            ids = np.asarray(tokens)
+            if len(strange := np.argwhere((ids < 0) | (ids >= text.vocab_size))):
+                raise InputError(
+                    f"token id {ids[tuple(strange[0])]} of sentence {strange[0][0]} is none of the "
+                    f"{text.vocab_size:,} of {self.config.name}: use model.tokenize"
+                )
         return _outermost(self._encode_text, self.params, tokens)
 
     @property

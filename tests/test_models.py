@@ -263,6 +263,8 @@ def test_input_of_other_types_is_taken_or_named(images: jax.Array) -> None:
         (lambda: of_tiny.encode_image(["a.jpg"]), "images have shape"),
         (lambda: of_tiny.encode_text(["a cat"]), "use model.tokenize"),
         (lambda: of_tiny.encode_text(tokens[:, :0]), "use model.tokenize"),
+        (lambda: of_tiny.encode_text(np.array([[1, 2], [3, -1]])), "id -1 of sentence 1 is none of the "),
+        (lambda: of_tiny.encode_text(jnp.array([[1, 2**20], [3, 4]])), "id 1048576 of sentence 0 is none of the "),
         (lambda: model.load_model("nowhere", dtype="brain16"), "dtype is 'brain16': choose"),
     ):
         with pytest.raises(InputError, match=says):
