@@ -113,11 +113,23 @@ def test_cka_does_not_depend_on_scale(scale: float) -> None:
     assert linear_cka(a * np.float32(scale), H * np.float32(1 / scale)) == pytest.approx(linear_cka(a, H), rel=1e-6)
 
 
-def test_kurtosis_of_tiny_numbers_is_refused() -> None:
-    """Their squares are 0 in float32; a row of equal numbers still counts as constant."""
-    with pytest.raises(InputError, match=r"row 0 .*scale the representations up"):
-        activation_kurtosis(H * np.float32(1e-20))
-    np.testing.assert_allclose(activation_kurtosis(H * np.float32(1e-13)), activation_kurtosis(H), rtol=1e-5)
+@pytest.mark.parametrize(
+    ("scale", "way"), [(1e-30, "up"), (1e-20, "up"), (1e-16, "up"), (4e18, "down"), (1e20, "down"), (1e30, "down")]
+)
+@pytest.mark.parametrize("function", [activation_kurtosis, outlier_features])
+def test_kurtosis_of_numbers_without_squares_is_refused(function: Callable, scale: float, way: str) -> None:
+    """Their squares, or at 4e18 the sum of these alone (which gave 0), are 0 or infinite in float32."""
+    h = H.copy()
+    h[17] = 3  # constant, which is no reason to refuse
+    h[4321] *= np.float32(scale)
+    with pytest.raises(InputError, match=rf"row 4321 .*scale the representations {way}"):
+        function(h)
+
+
+def test_kurtosis_of_small_and_large_numbers() -> None:
+    """What float32 can square has its kurtosis, and a row of equal numbers, however small, none."""
+    for scale in (1e-13, 1e13, 1e17):
+        np.testing.assert_allclose(activation_kurtosis(H * np.float32(scale)), activation_kurtosis(H), rtol=1e-5)
     h = H.copy()
     h[5] = 1e-20
     assert np.flatnonzero(np.isnan(activation_kurtosis(h))).tolist() == [5]
