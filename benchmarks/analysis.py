@@ -114,8 +114,8 @@ def moments(random: np.random.Generator) -> list[Case]:
     from jaxclip.analysis.rows import BLOCK, EXACT
 
     n, d, pairs = 50_000, 768, 16_384
-    h = random.standard_normal((n, d), np.float32)
-    on_device = jnp.asarray(h)
+    on_device = jnp.array(random.standard_normal((n, d), np.float32))
+    h = np.asarray(on_device)  # at an address divisible by 64, as what an encoder gives: JAX copies others first
     copy = jax.jit(lambda h: h + 1)
     a, b = h[:pairs], h[pairs : 2 * pairs]
     products = jax.jit(lambda a, b: [jnp.matmul(x.T, y, precision=EXACT) for x, y in ((a, a), (a, b), (b, b))])
