@@ -57,7 +57,7 @@ def zero_shot_head(
     sums = jnp.zeros((len(classnames), model.config.text.output_dim), jnp.float32)
     with progress("zero-shot head", len(rows) - padding, unit="sentences") as advance:
         for i in range(0, len(tokens), batch_size):
-            h = model.encode_text(jnp.asarray(tokens[i : i + batch_size]))
+            h = model.encode_text(tokens[i : i + batch_size])
             sums = _add_unit(sums, h, rows[i : i + batch_size])
             advance(min(batch_size, len(rows) - padding - i))
     return _unit(sums)

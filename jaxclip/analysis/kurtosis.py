@@ -200,7 +200,7 @@ def _of_rows(h: AnyArray, rows: slice, threshold: float) -> ActivationStats:
 
 
 def _check(h: AnyArray, kurtosis: Float[Any, " b"], rows: slice) -> None:
-    """Raises InputError for a row without kurtosis that is not constant: the rest of the input is not read again."""
+    """Raises InputError for a row without kurtosis that is not constant: only blocks with such a row are read again."""
     without = rows.start + np.flatnonzero(np.isnan(kurtosis))
     if not without.size:
         return
